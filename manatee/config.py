@@ -1,0 +1,216 @@
+"""One TOML file per peer, read once and validated: `load` is the only way to settings.
+
+Every time is in seconds. Every mistake is one `BadConfiguration` that names the key, the value and what was expected.
+`etc/manatee.toml` is the commented sample.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from manatee.cluster import Peer
+
+Seconds = Annotated[float, Field(gt=0)]
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+class BadConfiguration(Exception):
+    """The settings file cannot be used; the message says which key, what it holds and what was expected."""
+
+
+def _address(written: str) -> str:
+    ipaddress.ip_address(written)
+    return written
+
+
+def _shard_name(written: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", written):
+        raise ValueError("expected letters, digits, dots, dashes and underscores")
+    return written
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Shard(_Section):
+    name: Annotated[str, AfterValidator(_shard_name)]
+    """The shard's name; its place in ZooKeeper is `/manatee/<name>` unless `path` says otherwise."""
+    path: Annotated[str, Field(pattern=r"^/.*[^/]$")] | None = None
+    singleton: bool = False
+    """Set the shard up, and run it, with this one peer: one-node-write mode."""
+
+    @property
+    def root(self) -> str:
+        return self.path or f"/manatee/{self.name}"
+
+
+class PeerSettings(_Section):
+    ip: Annotated[str, AfterValidator(_address)]
+    """The address that the other peers and the clients reach this one at; a literal address."""
+    zone_id: Annotated[str, Field(min_length=1)]
+    postgres_port: Port = 5432
+    backup_port: Port = 12345
+    status_port: Port | None = None
+    """Of the sitter's HTTP server; one above PostgreSQL's unless set."""
+
+
+class ZooKeeper(_Section):
+    servers: Annotated[str, Field(pattern=r"^[^\s:,]+:\d+(,[^\s:,]+:\d+)*$")]
+    """`host:port`, several separated by commas."""
+    session_timeout: Annotated[float, Field(ge=1)] = 10.0
+    """How long a dead peer stays in the active list; ZooKeeper rounds it up to its next tick."""
+    request_timeout: Seconds = 5.0
+
+
+class Postgres(_Section):
+    bin_dir: Path
+    """Where `postgres`, `initdb`, `pg_controldata`, `pg_waldump` and `pg_basebackup` are."""
+    user: str | None = None
+    """Whom PostgreSQL runs as when the sitter is root; required then."""
+    config_file: Path | None = None
+    """The operator's postgresql.conf: the base that the sitter's own settings go on top of."""
+    hba_file: Path | None = None
+    ident_file: Path | None = None
+    """Templates of pg_hba.conf and pg_ident.conf, copied into the data directory after initdb and after a restore."""
+    socket_dir: Path
+    """Of PostgreSQL's Unix socket: a directory that only the sitter's and PostgreSQL's users may enter."""
+    start_timeout: Seconds = 60.0
+    """For a start that makes no progress; recovery that does is never given up."""
+    query_timeout: Seconds = 5.0
+    health_interval: Seconds = 1.0
+    health_timeout: Seconds = 5.0
+    """A fresh connection and a query that take longer count as PostgreSQL's death."""
+    crash_restart_timeout: Seconds = 5.0
+    """After a crash: how long until a primary makes way, if a takeover is possible."""
+    handover_timeout: Seconds = 5.0
+    seal_timeout: Seconds = 5.0
+    """How long a sealed peer waits for a candidate to have flushed everything."""
+    sync_grace: Seconds = 10.0
+    """How long a link of the chain may be unready before its neighbours pass it by."""
+
+
+class Storage(_Section):
+    driver: Literal["basebackup", "zfs"] = "basebackup"
+    directory: Path
+    """Holds `data/`, PostgreSQL's data directory; with ZFS the mountpoint of the dataset."""
+    dataset: str | None = None
+    """The ZFS dataset; required by the zfs driver."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> Storage:
+        if self.driver == "zfs":
+            raise ValueError('"zfs" is not available yet: expected "basebackup"')
+        return self
+
+    @property
+    def data_dir(self) -> Path:
+        return self.directory / "data"
+
+
+class Backup(_Section):
+    token_file: Path
+    """Holds the bearer token that the shard's peers show to each other's backup servers."""
+    max_streams: Annotated[int, Field(ge=1)] = 2
+    idle_timeout: Seconds = 30.0
+    """A transfer that moves no byte for this long is given up, on both ends."""
+    retry_delay: Seconds = 1.0
+    """After a failed restore; doubles with every failure up to `retry_delay_max`."""
+    retry_delay_max: Seconds = 60.0
+
+
+class Snapshotter(_Section):
+    interval: Seconds = 3600.0
+    keep: Annotated[int, Field(ge=1)] = 24
+
+
+class Sitter(_Section):
+    state_dir: Path
+    """Outside the data and its dataset: what the peer must remember, and the configuration rendered for PostgreSQL."""
+
+
+class Service(_Section):
+    manager: Literal["supervisor", "smf", "systemd"] = "smf"
+    """Who starts and stops the daemons; `manatee-adm rebuild` asks it."""
+    sitter: str = "manta/application/manatee-sitter"
+    """The sitter's name there: an FMRI, a unit, or the supervisor's word for it."""
+    supervisor_socket: Path | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> Service:
+        if self.manager == "supervisor" and self.supervisor_socket is None:
+            raise ValueError('supervisor_socket is missing: expected a path, since manager is "supervisor"')
+        return self
+
+
+class Log(_Section):
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "json", "console"] = "auto"
+    """`auto` is readable text on a terminal and JSON elsewhere."""
+
+
+class Settings(_Section):
+    shard: Shard
+    peer: PeerSettings
+    zookeeper: ZooKeeper
+    postgres: Postgres
+    storage: Storage
+    backup: Backup
+    snapshotter: Snapshotter = Snapshotter()
+    sitter: Sitter
+    service: Service = Service()
+    log: Log = Log()
+
+    @property
+    def status_port(self) -> int:
+        return self.peer.status_port or self.peer.postgres_port + 1
+
+    @property
+    def identity(self) -> Peer:
+        """This peer as ZooKeeper knows it."""
+        here = self.peer
+        host = f"[{here.ip}]" if ":" in here.ip else here.ip
+        return Peer(
+            id=f"{here.ip}:{here.postgres_port}:{here.backup_port}",
+            ip=here.ip,
+            zone_id=here.zone_id,
+            pg_url=f"tcp://postgres@{host}:{here.postgres_port}/postgres",
+            backup_url=f"http://{host}:{here.backup_port}",
+        )
+
+
+def load(path: Path | str) -> Settings:
+    """The settings in the TOML file at `path`; raises BadConfiguration."""
+    try:
+        document = tomllib.loads(Path(path).read_text())
+    except OSError as error:
+        raise BadConfiguration(f"{path}: cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadConfiguration(f"{path}: not TOML: {error}") from error
+    try:
+        return Settings.model_validate(document)
+    except ValidationError as error:
+        raise BadConfiguration(f"{path}: " + "; ".join(_mistakes(error))) from error
+
+
+def _mistakes(error: ValidationError) -> list[str]:
+    """One clause per mistake: the key, what it holds, what was expected."""
+    clauses = []
+    for mistake in error.errors():
+        key = ".".join(str(part) for part in mistake["loc"])
+        if mistake["type"] == "missing":
+            clauses.append(f"{key} is missing")
+        elif mistake["type"] == "extra_forbidden":
+            clauses.append(f"{key} is not a setting")
+        elif isinstance(mistake["input"], dict):
+            clauses.append(f"{key}: {mistake['msg'].removeprefix('Value error, ')}")
+        else:
+            expected = mistake["msg"].removeprefix("Value error, ").removeprefix("Input ")
+            clauses.append(f"{key} = {mistake['input']!r}: {expected}")
+    return clauses
