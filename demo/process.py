@@ -25,73 +25,110 @@ POLL = 0.01
 """Seconds between two looks at a process that is not our own child."""
 
 
-async def start(argv: Sequence[str | Path], *, log: Path, env: Mapping[str, str] | None = None) -> Process:
-    """Start a program with its output appended to `log`; `env` comes on top of our own environment.
+class Child:
+    """One started program; `Child.start` makes it."""
 
-    Must be called from a thread that lives as long as the child may: the parent-death signal follows the thread that
-    forked (prctl(2), PR_SET_PDEATHSIG). Raises OSError if the program cannot be started.
+    def __init__(self, process: Process) -> None:
+        self._process = process
+        self._released = False
+
+    @classmethod
+    async def start(cls, argv: Sequence[str | Path], *, log: Path, env: Mapping[str, str] | None = None) -> Child:
+        """Start a program with its output appended to `log`; `env` comes on top of our own environment.
+
+        Must be called from a thread that lives as long as the child may: the parent-death signal follows the thread
+        that forked (prctl(2), PR_SET_PDEATHSIG). Raises OSError if the program cannot be started.
+        """
+        with log.open("ab") as output:
+            process = await asyncio.create_subprocess_exec(
+                *_dying_with_us(argv[0]),
+                *argv,
+                stdin=DEVNULL,
+                stdout=output,
+                stderr=output,
+                env={**os.environ, **(env or {})},
+                start_new_session=True,
+            )
+        return cls(process)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """None while it runs; minus the signal that ended it."""
+        return self._process.returncode
+
+    async def wait(self) -> int:
+        return await self._process.wait()
+
+    async def terminate(self, *, grace: float) -> None:
+        """SIGTERM, and what is left of the process and its descendants after `grace` seconds is killed.
+
+        Returns when all of them are gone.
+        """
+        family = self.family()
+        if self.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.terminate()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(grace):
+                    await self._process.wait()
+        await _end([*family, *_freeze([self])])
+        await self.release()
+
+    async def kill(self) -> None:
+        """SIGKILL the process and all its descendants at one moment; returns when they are gone."""
+        await kill_at_once(self)
+
+    async def _bury(self) -> None:
+        await self._process.wait()
+        self._released = True
+
+    def family(self) -> list[psutil.Process]:
+        """The process, its descendants, and the orphans of its session; nobody once it was released."""
+        if self._released:
+            return []
+        members: list[psutil.Process] = []
+        if self.returncode is None:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                root = psutil.Process(self.pid)
+                members += [root, *root.children(recursive=True)]
+        for other in psutil.pids():
+            with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):
+                if other != self.pid and os.getsid(other) == self.pid:
+                    members.append(psutil.Process(other))
+        return members
+
+
+async def kill_at_once(*children: Child) -> None:
+    """SIGKILL several programs with all their descendants at one moment; returns when all of them are gone."""
+    await _end(_freeze(children))
+    for child in children:
+        await child.release()
+
+
+def _dying_with_us(program: str | Path) -> tuple[str, ...]:
+    """The command in front that sets the parent-death signal.
+
+    A command, since no Python code may run between fork and exec in a process with threads. Raises FileNotFoundError
+    for a program that does not exist, which the command would only say in the log.
     """
-    with log.open("ab") as output:
-        return await asyncio.create_subprocess_exec(
-            *_dying_with_us(),
-            *argv,
-            stdin=DEVNULL,
-            stdout=output,
-            stderr=output,
-            env={**os.environ, **(env or {})},
-            start_new_session=True,
-        )
-
-
-def _dying_with_us() -> tuple[str, ...]:
-    """The command in front that sets the parent-death signal; a program, since no Python may run between fork and exec
-    in a process with threads."""
+    if shutil.which(program) is None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(program))
     setpriv = shutil.which("setpriv") if sys.platform == "linux" else None
     return (setpriv, "--pdeathsig", "KILL") if setpriv else ()
 
 
-async def terminate(process: Process, *, grace: float) -> None:
-    """SIGTERM, and what is left of the process and its descendants after `grace` seconds is killed.
-
-    Returns when all of them are gone.
-    """
-    family = _family(process.pid)
-    if process.returncode is None:
-        with contextlib.suppress(ProcessLookupError):
-            process.terminate()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(grace):
-                await process.wait()
-    await _end([*family, *_freeze(process.pid)])
-    await process.wait()
-
-
-async def kill(process: Process) -> None:
-    """SIGKILL the process and all its descendants at one moment; returns when they are gone."""
-    await _end(_freeze(process.pid))
-    await process.wait()
-
-
-def _family(pid: int) -> list[psutil.Process]:
-    """The process, its descendants, and the orphans of its session."""
-    members: list[psutil.Process] = []
-    with contextlib.suppress(psutil.NoSuchProcess):
-        root = psutil.Process(pid)
-        members += [root, *root.children(recursive=True)]
-    for other in psutil.pids():
-        with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):
-            if other != pid and os.getsid(other) == pid:
-                members.append(psutil.Process(other))
-    return members
-
-
-def _freeze(pid: int) -> list[psutil.Process]:
-    """Stop the family from the top down, so that nobody in it can fork while we look; returns its members.
+def _freeze(children: Iterable[Child]) -> list[psutil.Process]:
+    """Stop the families from the top down, so that nobody in them can fork while we look; returns their members.
 
     To kill a parent first and then those who were its children a moment ago would miss the child it forked last.
     """
+    children = list(children)
     frozen: dict[int, psutil.Process] = {}
-    while fresh := [member for member in _family(pid) if member.pid not in frozen]:
+    while fresh := [member for child in children for member in child.family() if member.pid not in frozen]:
         for member in fresh:
             frozen[member.pid] = member
             with contextlib.suppress(psutil.NoSuchProcess):

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from asyncio.subprocess import Process
 from pathlib import Path
 from typing import Self
 
-from demo import process
+from demo.process import Child, busy
 
 JARS = Path("/usr/share/java")
 MAIN = "org.apache.zookeeper.server.quorum.QuorumPeerMain"
@@ -50,7 +49,7 @@ class ZooKeeperServer:
         self.address = address
         self.port = port
         self.log = directory / "zookeeper.log"
-        self._process: Process | None = None
+        self._child: Child | None = None
 
     @property
     def servers(self) -> str:
@@ -59,11 +58,11 @@ class ZooKeeperServer:
 
     @property
     def running(self) -> bool:
-        return self._process is not None and self._process.returncode is None
+        return self._child is not None and self._child.returncode is None
 
     @property
     def pid(self) -> int | None:
-        return self._process.pid if self._process is not None and self.running else None
+        return self._child.pid if self._child is not None and self.running else None
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -102,15 +101,15 @@ class ZooKeeperServer:
         """Start and wait until it serves, `timeout` seconds at most; raises ZooKeeperFailed."""
         if self.running:
             return
-        if process.busy(self.address, self.port):
+        if busy(self.address, self.port):
             raise ZooKeeperFailed(f"port {self.port} of {self.address} is in use: ZooKeeper needs it")
         self.write_settings()
-        self._process = await process.start(self.command(), log=self.log)
+        self._child = await Child.start(self.command(), log=self.log)
         try:
             async with asyncio.timeout(timeout):
                 while not await self.serving():
                     if not self.running:
-                        raise ZooKeeperFailed(f"ZooKeeper ended with status {self._process.returncode}: see {self.log}")
+                        raise ZooKeeperFailed(f"ZooKeeper ended with status {self._child.returncode}: see {self.log}")
                     await asyncio.sleep(0.05)
         except TimeoutError:
             await self.kill()
@@ -121,13 +120,13 @@ class ZooKeeperServer:
 
     async def stop(self, *, grace: float = 10.0) -> None:
         """Stop it cleanly; after `grace` seconds it is killed."""
-        if self._process is not None:
-            await process.terminate(self._process, grace=grace)
+        if self._child is not None:
+            await self._child.terminate(grace=grace)
 
     async def kill(self) -> None:
         """SIGKILL; returns when it is gone."""
-        if self._process is not None:
-            await process.kill(self._process)
+        if self._child is not None:
+            await self._child.kill()
 
     async def serving(self) -> bool:
         return "Mode: standalone" in await four_letters("srvr", self.address, self.port)
