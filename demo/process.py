@@ -82,7 +82,8 @@ class Child:
         """SIGKILL the process and all its descendants at one moment; returns when they are gone."""
         await kill_at_once(self)
 
-    async def _bury(self) -> None:
+    async def release(self) -> None:
+        """Wait until it is reaped; from then on its pid belongs to whoever gets it next."""
         await self._process.wait()
         self._released = True
 

@@ -103,7 +103,7 @@ class Supervisor:
         await self._keeper(name).stop()
 
     async def kill(self, *names: str) -> None:
-        """SIGKILL these programs and all their descendants at one moment; returns when they are gone. They stay down."""
+        """SIGKILL these programs and their descendants at one moment; returns when they are gone. They stay down."""
         keepers = [self._keeper(name) for name in names]
         async with contextlib.AsyncExitStack() as stack:
             for keeper in keepers:
