@@ -1,0 +1,486 @@
+"""Who may acknowledge writes: the rules of a shard, `decide(view) -> Decision`.
+
+This file does no I/O, keeps no memory and knows no clock: it is given everything one peer knows now (`View`) and
+answers with everything wanted now (`Decision`). It is asked again whenever something changed, so it never says what to do
+next, only what should be; a step that has become pointless is simply no longer asked for.
+
+A shard is a chain: the *primary* takes writes, the *sync* confirms every commit before it is acknowledged, the
+*asyncs* follow, each the one before it. Who is what stands in the cluster state in ZooKeeper, numbered by its
+*generation*. Every peer computes its role from it. Only two peers ever write a new generation: the sync, when the
+primary is gone (a takeover), and the primary, when the sync is (a replacement). No commit that was acknowledged is lost
+because
+
+  - the new primary is always the old sync or the old primary, and nobody else has acknowledged anything;
+  - before it declares, it *seals*: it makes certain that nothing more can be acknowledged except through itself, and
+    takes the position that follows as the new generation's beginning, `initWal`;
+  - it has *proof* that its data belong to the shard's history and hold all that the present generation began with, and
+    the new sync is *attached*: it has flushed everything up to the seal.
+
+Proof is the number of a generation. It comes from `initdb` (1), from the seal under which one has declared, or from an
+upstream that has it, once our WAL compared as a prefix of the upstream's and we have flushed what it had. Being named
+in the state is no proof: a zone may come back empty under its old name.
+
+A write to ZooKeeper whose answer was lost is *open*: it may still land. While it is, the seal stays.
+
+Reading order: `decide`, the roles, `_declare`. The other words (present, serving, ready, attached, valid promote) are
+defined in `sitter.shard`, where proof comes from in `sitter.proof`, the data in `sitter.view`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from manatee.cluster import Cluster, ClusterState, Comparison, Peer, Role, written_time
+from manatee.lsn import Lsn
+from sitter.proof import remember
+from sitter.shard import Shard, promotes_to_sync
+from sitter.view import (
+    Compare,
+    Decision,
+    Initialize,
+    Keep,
+    Primary,
+    Restore,
+    Seal,
+    Standby,
+    Stopped,
+    View,
+    Write,
+)
+
+SINGLETON_FREEZE = "manatee setup: one node write mode"
+REBUILD = "manatee-adm rebuild on this peer"
+VERIFY = "an operator: manatee-adm verify shows who holds what"
+RESTORE_ZOOKEEPER = "an operator: restore ZooKeeper's data"
+
+
+def decide(view: View) -> Decision:
+    """What this peer should do now. The first rule that matches wins."""
+    refusal = _refusal(view)
+    if refusal:
+        return Decision(f"refusing: {refusal}", Keep(), memory=view.memory, waiting_for="an operator")
+    if view.state is None:
+        return replace(_set_up(view), memory=view.memory)
+    shard = Shard(replace(view, memory=remember(view, view.state)), view.state)
+    role = view.state.role_of(view.me.id)
+    return _finish(shard, replace(_RULES[role](shard), role=role))
+
+
+# --- 1. Refuse ------------------------------------------------------------------------------------------------------
+
+
+def _refusal(view: View) -> str | None:
+    """Why what ZooKeeper says is not to be acted on; None if all is well."""
+    state = view.state
+    if view.state_problem:
+        return f"the cluster state does not validate: {view.state_problem}"
+    if state and view.singleton and not state.one_node_write_mode:
+        return "this peer is configured as a singleton, but the shard is in normal mode"
+    shard, mine = view.cluster and view.cluster.system_identifier, view.database.identifier
+    if shard and mine and shard != mine:
+        return f"the database here has system identifier {mine}, the shard's is {shard}"
+    held = f"ZooKeeper holds generation {state.generation}" if state else "ZooKeeper holds no cluster state"
+    here = state.generation if state else 0
+    if view.memory.generation > here:
+        return f"{held}, but generation {view.memory.generation} was acted on here"
+    for one in view.active:
+        if one.status and one.status.generation > here:
+            return f"{held}, but {one.peer.label} has acted on generation {one.status.generation}"
+    return None
+
+
+# --- 2. Set up ------------------------------------------------------------------------------------------------------
+
+
+def _set_up(view: View) -> Decision:
+    """No state: the first present peer declares generation 1, if it is certain that there is nothing to lose."""
+    obstacle, waiting_for = _setup_obstacle(view)
+    if obstacle:
+        return Decision(f"not set up: {obstacle}", Keep(), waiting_for=waiting_for)
+    others = [] if view.singleton else [one.peer.document() for one in view.active if one.peer.id != view.me.id]
+    document: dict[str, object] = {
+        "generation": 1,
+        "primary": view.me.document(),
+        "sync": others[0] if others else None,
+        "async": others[1:],
+        "deposed": [],
+        "initWal": str(Lsn(0)),
+    }
+    if view.singleton:
+        document["oneNodeWriteMode"] = True
+        document["freeze"] = {"date": written_time(view.now), "reason": SINGLETON_FREEZE}
+    cluster = Cluster(created=written_time(view.now), by=view.me.id, system_identifier=None, pg_version=None)
+    write = Write(ClusterState.of(document), view.version, cluster)
+    return Decision("setting the shard up: generation 1", Keep(), write=write)
+
+
+def _setup_obstacle(view: View) -> tuple[str, str] | tuple[None, None]:
+    """Why this peer must not set the shard up, and what would change that."""
+    if view.database.initialized:
+        return "this peer has a database, so the shard existed", RESTORE_ZOOKEEPER
+    if view.has_history or view.cluster:
+        return "ZooKeeper has a history of this shard", RESTORE_ZOOKEEPER
+    if view.write_open:
+        return "it is not known yet whether our last write to ZooKeeper landed", "ZooKeeper"
+    if view.me.id not in view.present:
+        return "this peer is not in the active list yet", "joining"
+    if view.singleton:
+        return None, None
+    for one in view.active:
+        if one.peer.id != view.me.id:
+            if not one.promises_status or (one.status and one.status.initialized):
+                return f"{one.peer.label} has a database, so the shard existed", RESTORE_ZOOKEEPER
+            if one.status is None:
+                return f"{one.peer.label} has not said yet whether it has data", one.peer.label
+    if len(view.active) < 2:
+        return "no other peer is present", "a second peer"
+    first = view.active[0].peer
+    if first.id != view.me.id:
+        return f"{first.label} came first and sets the shard up", first.label
+    return None, None
+
+
+# --- 3. Roles: the primary ------------------------------------------------------------------------------------------
+
+
+def _as_primary(shard: Shard) -> Decision:
+    """Take writes with the sync's confirmation; find a new sync when it is gone; keep the list."""
+    if shard.view.memory.proof < shard.state.generation:
+        return _without_proof(shard)
+    makes_way = _makes_way(shard)
+    if makes_way:
+        return makes_way
+    if shard.view.cluster and shard.view.cluster.system_identifier is None:
+        return Decision("recording the identity of the shard's new database, before it is first started", Stopped())
+    decision = _declare(shard, _replacement(shard), Primary(shard.state.sync))
+    return replace(decision, write=decision.write or _kept_list(shard))
+
+
+def _without_proof(shard: Shard) -> Decision:
+    """A primary opens only with proof of this generation. In generation 1 `initdb` gives it, to the one who set up."""
+    state, view, cluster = shard.state, shard.view, shard.view.cluster
+    if not view.database.initialized:
+        if state.generation == 1 and cluster and cluster.by == view.me.id and cluster.system_identifier is None:
+            return Decision("creating the shard's database", Initialize())
+        why = "has no database"
+    else:
+        why = f"cannot prove that its data hold what generation {state.generation} began with"
+    return Decision(
+        f"resigned: this peer is named primary, but {why}",
+        Stopped(),
+        resign=True,
+        waiting_for="the sync, which takes over if it can; else " + VERIFY,
+    )
+
+
+def _makes_way(shard: Shard) -> Decision | None:
+    """The reasons for a primary to stop and leave the active list, so that the sync takes over."""
+    view, database, limits = shard.view, shard.view.database, shard.view.limits
+    possible = shard.takeover_obstacle is None
+    contradicts = shard.sync_contradicts
+    if view.leaving:
+        return Decision("leaving: handing over" if possible else "leaving", Stopped(clean=possible), resign=True)
+    if contradicts:
+        relation = "ahead of" if contradicts is Comparison.AHEAD else "diverged from"
+        reason = f"resigned: the sync says that its data are {relation} ours, so ours may lack commits"
+        return Decision(reason, Stopped(), resign=True, waiting_for=VERIFY)
+    if view.resigned_for is not None:
+        left = limits.handover_timeout - view.resigned_for
+        if left > 0:
+            reason = "resigned: giving the sync time to take over"
+            return Decision(reason, Stopped(), resign=True, waiting_for="the sync", look_again=left)
+        if shard.state.promote:
+            reason = "nobody took over: withdrawing the request to promote, then coming back"
+            withdrawn = shard.state.replace(without=("promote",))
+            write = None if view.write_open else Write(withdrawn, view.version)
+            return Decision(reason, Stopped(), resign=True, write=write)
+    if possible and _hands_over(shard):
+        return Decision("handing over: an operator promotes the sync", Stopped(clean=True), resign=True)
+    if possible and database.failing_for is not None and database.failing_for >= limits.crash_restart_timeout:
+        reason = f"resigned: PostgreSQL did not come back within {limits.crash_restart_timeout:g} s"
+        return Decision(reason, Stopped(), resign=True, waiting_for="the sync")
+    return None
+
+
+def _hands_over(shard: Shard) -> bool:
+    """An operator promotes the sync. Once our PostgreSQL stops, the sync is no longer ready: that calls nothing off."""
+    asked, sync, database = shard.state.promote, shard.state.sync, shard.view.database
+    if asked is None or sync is None or asked.role != Role.SYNC or asked.id != sync.id:
+        return False
+    if database.handing_over:
+        return shard.in_time(asked)
+    return shard.promote is not None and shard.attached(sync, None)
+
+
+# --- 3. Roles: sync and asyncs --------------------------------------------------------------------------------------
+
+
+def _as_sync(shard: Shard) -> Decision:
+    """Follow the primary; take over when it is gone; keep the list meanwhile."""
+    standby = _as_standby(shard)
+    cause = _takeover(shard)
+    if cause is None or not isinstance(standby.database, Standby):
+        return standby
+    decision = replace(_declare(shard, cause, standby.database), compare=standby.compare)
+    if decision.write or shard.present(shard.state.primary):
+        return decision
+    return replace(decision, write=_kept_list(shard))
+
+
+def _as_standby(shard: Shard) -> Decision:
+    """Follow the upstream, once our WAL is known to be a prefix of its own. An async does nothing else."""
+    view, database, upstream = shard.view, shard.view.database, shard.upstream
+    if view.leaving:
+        return Decision("leaving", Stopped(clean=True), resign=True)
+    if not database.initialized:
+        sources = shard.restore_sources
+        if not sources:
+            reason = "waiting: this peer has no database, and nobody can give it one"
+            return Decision(reason, Restore(()), waiting_for="a serving peer to restore from")
+        return Decision("restoring: this peer has no database", Restore(sources))
+    compare, link = _comparison(shard, upstream), shard.link_to(upstream)
+    if link and link.answer is Comparison.DIVERGED:
+        return _diverged(upstream, link.detail)
+    if link and link.answer is Comparison.AHEAD:
+        if upstream.id == shard.state.primary.id:
+            reason = f"alarm: the data here are ahead of those of the primary, {upstream.label}: {link.detail}"
+            return Decision(reason, Standby(None), compare=compare, waiting_for=VERIFY)
+        if not shard.present(shard.state.primary):
+            return replace(_diverged(upstream, f"they are ahead, {link.detail}"), compare=compare)
+        reason = f"waiting: the data here are ahead of {upstream.label}'s"
+        return Decision(reason, Standby(None), compare=compare, waiting_for=f"{upstream.label} to catch up")
+    if link or database.upstream == upstream.id:
+        return Decision(f"following {upstream.label}", Standby(upstream), compare=compare)
+    followed = next((peer for peer in shard.above if peer.id == database.upstream), None)
+    reason = f"waiting: it is not known yet whether the data here are a prefix of {upstream.label}'s"
+    waiting_for = f"the comparison with {upstream.label}" if compare else f"{upstream.label} to serve"
+    return Decision(reason, Standby(followed), compare=compare, waiting_for=waiting_for)
+
+
+def _diverged(upstream: Peer, detail: str) -> Decision:
+    reason = f"stopped: the data here have diverged from {upstream.label}'s: {detail}"
+    return Decision(reason, Stopped(), waiting_for=REBUILD)
+
+
+def _comparison(shard: Shard, upstream: Peer) -> Compare | None:
+    """Ask until there is an answer of this generation that cannot pass, and again when the upstream has more proof."""
+    if not shard.serving(upstream):
+        return None
+    wanted = Compare(upstream, shard.state.generation, shard.proof_of(upstream))
+    link = shard.link_to(upstream)
+    settled = link and link.proof == wanted.proof and link.answer is not Comparison.AHEAD
+    return None if settled else wanted
+
+
+# --- 3 and 7. Roles: deposed and unassigned -------------------------------------------------------------------------
+
+
+def _as_deposed(shard: Shard) -> Decision:
+    """No PostgreSQL. A deposed peer takes itself off the list when its data prove to be a prefix after all."""
+    view, state, source = shard.view, shard.state, shard.state.primary
+    if view.leaving:
+        return Decision("leaving", Stopped(), resign=True)
+    if not view.database.initialized:
+        return Decision("deposed, without a database", Stopped(), waiting_for=REBUILD)
+    if not shard.present(source) and state.sync and shard.proof_of(state.sync) >= state.generation:
+        source = state.sync
+    link = shard.link_to(source)
+    if link and link.answer is Comparison.PREFIX and shard.i_am_present and not view.write_open:
+        others = tuple(peer for peer in state.deposed if peer.id != view.me.id)
+        reason = f"no longer deposed: the data here are a prefix of {source.label}'s"
+        return Decision(reason, Stopped(), write=Write(state.replace(deposed=others), view.version))
+    if link and link.answer is Comparison.DIVERGED:
+        return _diverged(source, link.detail)
+    reason = f"deposed: it is not known yet whether the data here are a prefix of {source.label}'s"
+    return Decision(reason, Stopped(), compare=_comparison(shard, source), waiting_for=f"{source.label}, or {REBUILD}")
+
+
+def _as_unassigned(shard: Shard) -> Decision:
+    """No PostgreSQL."""
+    if shard.view.leaving:
+        return Decision("leaving", Stopped(), resign=True)
+    if shard.state.one_node_write_mode:
+        return Decision("idle: the shard is in one-node-write mode", Stopped())
+    keeper = f"the primary, {shard.state.primary.label}, to add this peer as an async"
+    return Decision("waiting to be assigned", Stopped(), waiting_for=keeper)
+
+
+_RULES = {
+    Role.PRIMARY: _as_primary,
+    Role.SYNC: _as_sync,
+    Role.ASYNC: _as_standby,
+    Role.DEPOSED: _as_deposed,
+    Role.UNASSIGNED: _as_unassigned,
+}
+
+
+# --- 5. Declare -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cause:
+    """What calls for a new generation, who may be its sync, and who becomes its first asyncs."""
+
+    reason: str
+    candidates: tuple[Peer, ...]
+    demoted: tuple[Peer, ...] = ()
+
+
+def _takeover(shard: Shard) -> Cause | None:
+    """The sync takes over when the primary is absent."""
+    primary, asked = shard.state.primary, shard.promote
+    if not shard.present(primary):
+        return Cause(f"the primary {primary.label} is absent", shard.state.asyncs)
+    if asked and asked.id == shard.view.me.id and not shard.view.present[primary.id].promises_status:
+        return Cause("an operator promotes this peer over a Manatee 2 primary", shard.state.asyncs)
+    return None
+
+
+def _replacement(shard: Shard) -> Cause | None:
+    """The primary takes a new sync when it has none that serves, or is asked to."""
+    state, view, sync = shard.state, shard.view, shard.state.sync
+    if sync is None:
+        others = tuple(one.peer for one in view.active if one.peer.id != view.me.id)
+        return None if view.singleton else Cause("this peer is no longer configured as a singleton", others)
+    if not shard.present(sync):
+        return Cause(f"the sync {sync.label} is absent", state.asyncs)
+    if min(view.present[sync.id].unready_for, view.database.writable_for) >= view.limits.sync_grace:
+        return Cause(f"the sync {sync.label} has not been ready for {view.limits.sync_grace:g} s", state.asyncs)
+    if shard.promote and promotes_to_sync(shard.promote):
+        return Cause(f"an operator promotes {state.asyncs[0].label} to sync", state.asyncs[:1], demoted=(sync,))
+    return None
+
+
+def _declare(shard: Shard, cause: Cause | None, running: Primary | Standby) -> Decision:
+    """Seal, then write generation + 1 with us as primary; `running` is how PostgreSQL runs without a seal."""
+    view, state, sealed = shard.view, shard.state, shard.view.database.sealed
+    if view.write_open:
+        reason = "waiting: it is not known yet whether our last write to ZooKeeper landed"
+        return Decision(reason, replace(running, sealed=view.memory.seal is not None), waiting_for="ZooKeeper")
+    if cause is None:
+        return Decision(f"primary of generation {state.generation}", running)
+    blocked = _blocked(shard, cause)
+    if blocked:
+        return replace(blocked, reason=f"{cause.reason}; {blocked.reason}", database=running)
+    if sealed is None:
+        return Decision(f"{cause.reason}; sealing", replace(running, sealed=True))
+    new_sync = next((peer for peer in cause.candidates if shard.attached(peer, sealed)), None)
+    if state.one_node_write_mode:
+        new_sync = cause.candidates[0]
+    if new_sync:
+        new = _next_generation(shard, cause, sealed, new_sync)
+        reason = f"declaring generation {new.generation}: {cause.reason}"
+        return Decision(reason, replace(running, sealed=True), write=Write(new, view.version))
+    reason = f"{cause.reason}; sealed, waiting until an async has flushed {sealed}"
+    left = view.limits.seal_timeout - view.database.sealed_for
+    return Decision(reason, replace(running, sealed=True), waiting_for="an attached async", look_again=left)
+
+
+def _blocked(shard: Shard, cause: Cause) -> Decision | None:
+    """What forbids to seal, or to stay sealed, and what would unblock it."""
+    view, state, database = shard.view, shard.state, shard.view.database
+    needed = state.generation if shard.i_am_primary else shard.needed_proof
+
+    def because(reason: str, waiting_for: str, look_again: float | None = None) -> Decision:
+        return Decision(reason, Keep(), waiting_for=waiting_for, look_again=look_again)
+
+    if state.frozen:
+        return because("blocked: the shard is frozen", "manatee-adm unfreeze")
+    if view.memory.proof < needed:
+        return because(f"blocked: no proof that the data here hold what generation {needed} began with", VERIFY)
+    if not shard.i_am_present:
+        return because("waiting: this peer is not in the active list yet", "joining")
+    if not database.online:
+        return because("waiting: PostgreSQL is not online", "PostgreSQL")
+    if not any(shard.present(peer) for peer in cause.candidates):
+        return because("waiting: no async is present to become the sync", "an async peer")
+    if database.sealed is not None:
+        if database.sealed < state.init_wal:
+            short = (
+                f"blocked: the data here end at {database.sealed}, before this generation's beginning, {state.init_wal}"
+            )
+            return because(short, VERIFY)
+        if database.sealed_for >= view.limits.seal_timeout and not _someone_holds(shard, cause, database.sealed):
+            return because(f"unsealing: no async has flushed {database.sealed} in time", "an attached async")
+        return None
+    if not _someone_holds(shard, cause, None):
+        return because("waiting: no async is streaming from this peer, to become the sync", "an attached async")
+    pause = view.limits.seal_timeout - database.unsealed_for
+    if pause > 0:
+        return because("waiting: the last seal was given up", "an attached async", pause)
+    return None
+
+
+def _someone_holds(shard: Shard, cause: Cause, sealed: Lsn | None) -> bool:
+    """A candidate is attached. Out of one-node-write mode nobody can be: the others have no PostgreSQL yet."""
+    return shard.state.one_node_write_mode or any(shard.attached(peer, sealed) for peer in cause.candidates)
+
+
+def _next_generation(shard: Shard, cause: Cause, sealed: Lsn, sync: Peer) -> ClusterState:
+    """Us as primary, that sync, the present asyncs in their order; who was primary is deposed."""
+    state, old = shard.state, shard.state.primary
+    alone = state.one_node_write_mode
+    others = cause.candidates if alone else (*cause.demoted, *state.asyncs)
+    deposed = () if alone else state.deposed if shard.i_am_primary else (*state.deposed, old)
+    return state.replace(
+        generation=state.generation + 1,
+        primary=old if shard.i_am_primary else next(peer for peer in state.assigned if peer.id == shard.view.me.id),
+        sync=sync,
+        asyncs=tuple(peer for peer in others if peer.id != sync.id and shard.present(peer)),
+        deposed=deposed,
+        init_wal=sealed,
+        without=("promote", "oneNodeWriteMode") if alone else ("promote",),
+    )
+
+
+# --- 6. Keep the list -----------------------------------------------------------------------------------------------
+
+
+def _kept_list(shard: Shard) -> Write | None:
+    """Absent asyncs leave, strangers join at the end; the primary also obeys or removes promotes of asyncs."""
+    view, state = shard.view, shard.state
+    if state.one_node_write_mode or view.write_open or not shard.i_am_present:
+        return None
+    named = {peer.id for peer in (*state.assigned, *state.deposed)}
+    asyncs = [peer for peer in state.asyncs if shard.present(peer)]
+    asyncs += [one.peer for one in view.active if one.peer.id not in named]
+    changed = replace(shard, state=state.replace(asyncs=asyncs)) if tuple(asyncs) != state.asyncs else shard
+    asked = changed.promote
+    if not shard.i_am_primary or state.promote is None:
+        new = changed.state
+    elif asked is None:
+        new = changed.state.replace(without=("promote",))
+    elif changed is shard and asked.role == Role.ASYNC and asked.async_index > 0:
+        above = asked.async_index - 1
+        asyncs[above : above + 2] = asyncs[above + 1], asyncs[above]
+        new = state.replace(asyncs=asyncs, without=("promote",))
+    else:
+        new = changed.state
+    return Write(new, view.version) if new is not state else None
+
+
+# --- What follows from a decision -----------------------------------------------------------------------------------
+
+
+def _finish(shard: Shard, decision: Decision) -> Decision:
+    """Add what is remembered of a seal, what the peer says of itself, and the `cluster` node if it is ours."""
+    view, wanted, memory = shard.view, decision.database, shard.view.memory
+    if not view.write_open:
+        sealed = view.database.sealed if isinstance(wanted, Primary | Standby) and wanted.sealed else None
+        seal = Seal(shard.state.generation, sealed) if sealed is not None else None
+        memory = replace(memory, seal=seal)
+    serving = shard.i_serve and isinstance(wanted, Primary | Standby) and not decision.resign
+    ready = serving and (isinstance(wanted, Primary) or shard.i_stream)
+    return replace(decision, memory=memory, serving=serving, ready=ready, cluster=_completed_cluster(shard))
+
+
+def _completed_cluster(shard: Shard) -> Cluster | None:
+    """The `cluster` node with the database's identity, from the primary that created or inherited it."""
+    view, cluster = shard.view, shard.view.cluster
+    if not shard.i_am_primary or not view.database.initialized or view.memory.proof < shard.state.generation:
+        return None
+    if cluster is None:
+        cluster = Cluster(created=written_time(view.now), by=view.me.id)
+    elif cluster.system_identifier is not None or cluster.by != view.me.id:
+        return None
+    return cluster.replace(system_identifier=view.database.identifier, pg_version=view.database.version)

@@ -1,0 +1,177 @@
+"""The words of the rules, as one peer sees its shard: serving, ready, attached, proof, upstream, valid promote.
+
+Each is a question about a `View` that holds a cluster state, and each has one definition, here. Nothing is decided.
+A Manatee 2 peer says nothing of itself: it is taken to be serving, ready and attached.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from manatee.cluster import ClusterState, Comparison, Peer, PeerStatus, Promote, Role
+from manatee.lsn import Lsn
+from sitter.view import Link, Present, View
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A view and the state in it."""
+
+    view: View
+    state: ClusterState
+
+    @property
+    def i_am_primary(self) -> bool:
+        return self.state.primary.id == self.view.me.id
+
+    @property
+    def i_am_present(self) -> bool:
+        return self.view.me.id in self.view.present
+
+    def present(self, peer: Peer) -> bool:
+        return peer.id in self.view.present
+
+    # --- What peers say -----------------------------------------------------------------------------------------
+
+    def _heard(self, peer: Peer) -> Present | None:
+        """The peer in the active list, if what it says is of this generation, or it is a Manatee 2 peer."""
+        one = self.view.present.get(peer.id)
+        if one is None or not one.promises_status:
+            return one
+        return one if one.status and one.status.generation == self.state.generation else None
+
+    def said(self, peer: Peer) -> PeerStatus | None:
+        """What a present peer says of itself under this generation."""
+        one = self._heard(peer)
+        return one.status if one else None
+
+    def serving(self, peer: Peer) -> bool:
+        """Present, its PostgreSQL online, its data proven."""
+        if peer.id == self.view.me.id:
+            return self.i_serve
+        one = self._heard(peer)
+        return one is not None and (not one.promises_status or one.status is None or one.status.serving)
+
+    def ready(self, peer: Peer) -> bool:
+        """Serving, and streaming from the upstream that the rules give it."""
+        one = self._heard(peer)
+        return one is not None and (not one.promises_status or one.status is None or one.status.ready)
+
+    def attached(self, peer: Peer, sealed: Lsn | None) -> bool:
+        """Serving, and streaming from my PostgreSQL, with all that I have sealed flushed."""
+        if not self.serving(peer):
+            return False
+        if not self.view.present[peer.id].promises_status:
+            return True
+        flushed = self.view.database.attached.get(peer.id)
+        return flushed is not None and (sealed is None or flushed >= sealed)
+
+    def proof_of(self, peer: Peer) -> int:
+        """What the peer says is proven of its data; of a Manatee 2 peer all, until the shard has been adopted."""
+        one = self._heard(peer)
+        if one is None:
+            return 0
+        if not one.promises_status:
+            return self.state.generation if self.view.cluster is None else 0
+        return one.status.proof if one.status else 0
+
+    # --- This peer ----------------------------------------------------------------------------------------------
+
+    @property
+    def needed_proof(self) -> int:
+        """What a standby must prove to count. Never less than 1: in generation 1, too, a restored peer proves first."""
+        return max(1, self.state.generation - 1)
+
+    @property
+    def i_serve(self) -> bool:
+        return self.view.database.online and self.view.memory.proof >= self.needed_proof
+
+    @property
+    def i_stream(self) -> bool:
+        """From the upstream that the rules give; while a promote moves it to the primary, from either."""
+        database = self.view.database
+        given = {self.upstream.id, self.above[0].id}
+        return database.streaming and database.upstream in given
+
+    @property
+    def above(self) -> tuple[Peer, ...]:
+        """The links of the chain above this peer, nearest first."""
+        chain = self.state.assigned
+        here = next(index for index, peer in enumerate(chain) if peer.id == self.view.me.id)
+        return chain[:here][::-1]
+
+    @property
+    def upstream(self) -> Peer:
+        """The link above, or while that is absent or long unready the nearest that serves in its stead."""
+        above, asked = self.above, self.promote
+        if asked and asked.id == self.view.me.id and promotes_to_sync(asked):
+            return self.state.primary
+        nearest = self.view.present.get(above[0].id)
+        if nearest and (nearest.unready_for < self.view.limits.sync_grace or self.ready(above[0])):
+            return above[0]
+        stand_in = _first(above, self.ready) or _first(above, self.serving)
+        return stand_in or above[0]
+
+    @property
+    def restore_sources(self) -> tuple[Peer, ...]:
+        """The sync's data for an async, the primary's for the sync; then the other serving links, nearest first."""
+        above = self.above
+        below = self.state.assigned[len(above) + 1 :]
+        first = above[0] if len(above) == 1 else above[-2]
+        ordered = (first, *(peer for peer in (*above, *below) if peer.id != first.id))
+        return tuple(peer for peer in ordered if self.serving(peer))
+
+    def link_to(self, upstream: Peer) -> Link | None:
+        """How our WAL compared with this upstream's under this generation."""
+        link = self.view.database.link
+        if link and link.upstream == upstream.id and link.generation == self.state.generation:
+            return link
+        return None
+
+    # --- What operators ask for ---------------------------------------------------------------------------------
+
+    @property
+    def promote(self) -> Promote | None:
+        """The promote request, if it is valid: of this generation, in time, of a ready peer that holds the role."""
+        asked, state = self.state.promote, self.state
+        if asked is None or state.frozen or not self.in_time(asked):
+            return None
+        holder: Peer | None = None
+        if asked.role == Role.SYNC:
+            holder = state.sync
+        elif asked.role == Role.ASYNC and type(asked.async_index) is int:
+            holder = dict(enumerate(state.asyncs)).get(asked.async_index)
+        return asked if holder and holder.id == asked.id and self.ready(holder) else None
+
+    def in_time(self, asked: Promote) -> bool:
+        """The request is of this generation and has not expired."""
+        same = type(asked.generation) is int and asked.generation == self.state.generation
+        return same and asked.expires() > self.view.now
+
+    @property
+    def takeover_obstacle(self) -> str | None:
+        """Why the sync could not take over from the primary now."""
+        state = self.state
+        if state.frozen:
+            return "the shard is frozen"
+        if state.sync is None or not self.serving(state.sync):
+            return "the sync is not serving"
+        if not any(self.serving(peer) for peer in state.asyncs):
+            return "no async is serving, to become the new sync"
+        return None
+
+    @property
+    def sync_contradicts(self) -> Comparison | None:
+        """What the sync says of its data, if that is not that they are a prefix of the primary's."""
+        said = self.said(self.state.sync) if self.state.sync else None
+        return said.compares if said and said.compares is not Comparison.PREFIX else None
+
+
+def promotes_to_sync(asked: Promote) -> bool:
+    return bool(asked.role == Role.ASYNC and asked.async_index == 0)
+
+
+def _first(peers: Iterable[Peer], holds: object) -> Peer | None:
+    assert callable(holds)
+    return next((peer for peer in peers if holds(peer)), None)

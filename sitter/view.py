@@ -1,0 +1,238 @@
+"""What the core is told and what it answers: `View` -> `Decision`.
+
+Data only. A view is everything one peer knows at one moment; a decision is everything wanted at that moment. The daemon
+fills in the one and carries out the other; `sitter.decide` knows nothing else. Times are durations in seconds, measured
+by the daemon on the monotonic clock; `View.now` alone is wall-clock time, for the expiry that an operator wrote down.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from manatee.cluster import Cluster, ClusterState, Comparison, Peer, PeerStatus, Role
+from manatee.lsn import Lsn
+
+# --- What the core is told ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Present:
+    """A peer in the active list."""
+
+    peer: Peer
+    status: PeerStatus | None = None
+    """What it says of itself; None if it has said nothing yet."""
+    promises_status: bool = True
+    """False for a Manatee 2 peer, which will never say anything."""
+    unready_for: float = 0.0
+
+
+@dataclass(frozen=True)
+class Seal:
+    """A seal that holds: nothing above `position` can be acknowledged under `generation` except through us."""
+
+    generation: int
+    position: Lsn
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What outlives a restart: one small file outside the data, which goes when the data go."""
+
+    identifier: str | None = None
+    """The system identifier of the database that the rest speaks of."""
+    generation: int = 0
+    """The highest generation acted on."""
+    proof: int = 0
+    """The newest generation whose primary's WAL our data are known to be a prefix of, holding what it began with."""
+    seal: Seal | None = None
+
+
+@dataclass(frozen=True)
+class Link:
+    """How our WAL compared with an upstream's, at one moment (design, section 6)."""
+
+    upstream: str
+    """The upstream's id."""
+    generation: int
+    """The generation in which they were compared."""
+    proof: int
+    """The upstream's proof then: what a prefix of its data is worth."""
+    answer: Comparison
+    mark: Lsn
+    """What the upstream had flushed then: the proof is ours once we have flushed this."""
+    detail: str = ""
+    """Where the histories part, in words."""
+
+
+@dataclass(frozen=True)
+class Database:
+    """The PostgreSQL of this peer."""
+
+    initialized: bool = False
+    identifier: str | None = None
+    version: str | None = None
+    online: bool = False
+    """It accepts connections."""
+    writable_for: float = 0.0
+    """How long it has been a primary that accepts connections."""
+    end: Lsn | None = None
+    """The end of what it has on disk: flushed on a primary, received or replayed on a standby."""
+    sealed: Lsn | None = None
+    """The sealed position, while it is sealed."""
+    sealed_for: float = 0.0
+    unsealed_for: float = math.inf
+    """How long ago a seal was given up."""
+    upstream: str | None = None
+    """The id of the peer it is set to follow."""
+    streaming: bool = False
+    """It streams from that peer."""
+    attached: Mapping[str, Lsn] = field(default_factory=dict)
+    """The ids of the peers that stream from it, with what each has flushed."""
+    link: Link | None = None
+    failing_for: float | None = None
+    """Since it was found dead or hung although it should run; None while it runs, or makes its way up."""
+    handing_over: bool = False
+    """A clean stop for a handover has begun."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long the rules wait, from the settings."""
+
+    sync_grace: float = 10.0
+    seal_timeout: float = 5.0
+    crash_restart_timeout: float = 5.0
+    handover_timeout: float = 5.0
+
+
+@dataclass(frozen=True)
+class View:
+    """Everything a peer knows now."""
+
+    me: Peer
+    now: float
+    """Seconds since the epoch."""
+    active: tuple[Present, ...] = ()
+    """The present peers, in the order in which they became active; a peer counts itself."""
+    state: ClusterState | None = None
+    state_problem: str | None = None
+    """Why the state does not validate."""
+    version: int | None = None
+    """Of the `state` node; None if there is none."""
+    cluster: Cluster | None = None
+    has_history: bool = False
+    database: Database = Database()
+    memory: Memory = Memory()
+    write_open: bool = False
+    """The outcome of a write of ours is not known yet."""
+    singleton: bool = False
+    leaving: bool = False
+    """We were asked to stop."""
+    resigned_for: float | None = None
+    """How long ago we gave up our election node on purpose; None if we did not."""
+    limits: Limits = Limits()
+
+    @cached_property
+    def present(self) -> Mapping[str, Present]:
+        return {one.peer.id: one for one in self.active}
+
+
+# --- What the core answers ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Leave PostgreSQL as it is, running or not."""
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """No PostgreSQL."""
+
+    clean: bool = False
+    """Stop so that the sync receives the shutdown record (a handover); otherwise at once."""
+
+
+@dataclass(frozen=True)
+class Initialize:
+    """Create the shard's database with `initdb`; do not start it yet."""
+
+
+@dataclass(frozen=True)
+class Restore:
+    """Fetch a database from the first of these that can give one."""
+
+    sources: tuple[Peer, ...]
+
+
+@dataclass(frozen=True)
+class Primary:
+    """Run as primary."""
+
+    sync: Peer | None
+    """Whose confirmation a commit waits for; None only in one-node-write mode."""
+    sealed: bool = False
+
+
+@dataclass(frozen=True)
+class Standby:
+    """Run as standby."""
+
+    upstream: Peer | None
+    """Whom to stream from; None: only replay what is here, and serve whoever is downstream."""
+    sealed: bool = False
+
+
+Wanted = Keep | Stopped | Initialize | Restore | Primary | Standby
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Find out how our WAL stands to this upstream's, and hand the answer in as `Database.link`."""
+
+    upstream: Peer
+    generation: int
+    proof: int
+
+
+@dataclass(frozen=True)
+class Write:
+    """A complete new state, to be written in one transaction at the version it was decided on."""
+
+    state: ClusterState
+    version: int | None
+    cluster: Cluster | None = None
+    """Created in the same transaction, when the shard is set up."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Everything wanted now.
+
+    The order of carrying it out is part of the contract. First `memory` is durable; nothing else is done before. Then
+    `database` is brought about, in the background, and `write` is attempted; neither waits for the other: what must
+    come first is a fact that the core waits to see in the view. `resign` is done only once PostgreSQL is dead. All of
+    it is void as soon as there is a newer decision.
+    """
+
+    reason: str
+    """For the log, `/state` and the operator: what is wanted and why."""
+    database: Wanted
+    role: Role | None = None
+    memory: Memory = Memory()
+    waiting_for: str | None = None
+    """If something is blocked: what would unblock it."""
+    compare: Compare | None = None
+    write: Write | None = None
+    cluster: Cluster | None = None
+    """The `cluster` node, completed."""
+    resign: bool = False
+    """Do not be in the active list."""
+    serving: bool = False
+    ready: bool = False
+    look_again: float | None = None
+    """Seconds after which the answer may change although nothing happens."""
