@@ -24,12 +24,16 @@ import psutil
 POLL = 0.01
 """Seconds between two looks at a process that is not our own child."""
 
+PID_SUFFIX = ".child"
+"""Beside the log of a child stands a file of the same name with this suffix: its pid and when it started."""
+
 
 class Child:
     """One started program; `Child.start` makes it."""
 
-    def __init__(self, process: Process) -> None:
+    def __init__(self, process: Process, note: Path) -> None:
         self._process = process
+        self._note = note
         self._released = False
 
     @classmethod
@@ -49,7 +53,10 @@ class Child:
                 env={**os.environ, **(env or {})},
                 start_new_session=True,
             )
-        return cls(process)
+        note = log.with_name(log.name + PID_SUFFIX)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            note.write_text(f"{process.pid} {psutil.Process(process.pid).create_time()!r}")
+        return cls(process, note)
 
     @property
     def pid(self) -> int:
@@ -85,7 +92,9 @@ class Child:
     async def release(self) -> None:
         """Wait until it is reaped; from then on its pid belongs to whoever gets it next."""
         await self._process.wait()
-        self._released = True
+        if not self._released:
+            self._released = True
+            self._note.unlink(missing_ok=True)
 
     def family(self) -> list[psutil.Process]:
         """The process, its descendants, and the orphans of its session; nobody once it was released."""
