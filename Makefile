@@ -1,0 +1,36 @@
+# Everything a newcomer or CI runs. Each target installs what is missing first, and says so before it does.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help demo cluster test lint format lock clean prepare
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: prepare ## A shard of three at work: write, kill the primary, lose nothing, rebuild it
+	@.venv/bin/python -m demo $(ARGS)
+
+cluster: prepare ## The same shard, left running in the foreground to play with
+	@.venv/bin/python -m demo.cluster $(ARGS)
+
+test: prepare ## Every test, on every PostgreSQL found (ARGS="-k name" for some)
+	@.venv/bin/python -m pytest $(ARGS)
+
+lint: prepare ## ruff and mypy
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+format: prepare ## Let ruff put the code into shape
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+lock: prepare ## Pin anew what is installed: write requirements.lock from pyproject.toml (downloads uv)
+	@demo/lock.sh
+
+clean: ## Remove what was installed here and what the tools left
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis manatee.egg-info build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+prepare:
+	@demo/prepare.sh
