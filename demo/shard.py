@@ -224,7 +224,7 @@ class LocalShard:
     async def look(self) -> Seen:
         """Raises manatee.coordination's errors."""
         view = await self._coordination.read()
-        return Seen(view.state, {id: present.status for id, present in view.present.items()})
+        return Seen(view.state, {active.peer.id: active.status for active in view.active})
 
     async def wait_for(
         self,
@@ -270,7 +270,7 @@ class LocalShard:
         self._coordination = Coordination(
             settings.zookeeper, settings.shard.root, structlog.get_logger(), self._news.set
         )
-        stack.push_async_callback(self._coordination.stop)
+        stack.push_async_callback(self._coordination.close)
         await self._coordination.start()
 
     # --- What is written before anything is started -------------------------------------------------------------
