@@ -1,0 +1,68 @@
+"""Asks the peers' PostgreSQL servers how they are: all at once, each within a deadline, whatever hangs."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import psycopg
+
+from admin.observed import Observed, Walsender
+from manatee.client import first_line, postgres_address, within
+from manatee.cluster import Peer
+from manatee.lsn import Lsn
+
+DEADLINE = 4.0
+"""Seconds for one peer, from the first packet to the last row."""
+
+_WALSENDERS = """
+    SELECT application_name, host(client_addr), state, sync_state, sent_lsn, write_lsn, flush_lsn, replay_lsn
+    FROM pg_stat_replication ORDER BY backend_start
+"""
+# A standby that streams and has replayed all it received is not behind, however long ago the last commit was.
+_LAG = """
+    SELECT CASE
+        WHEN NOT pg_is_in_recovery() THEN NULL
+        WHEN pg_last_wal_replay_lsn() >= pg_last_wal_receive_lsn()
+             AND EXISTS (SELECT FROM pg_stat_wal_receiver WHERE status = 'streaming') THEN 0
+        ELSE EXTRACT(EPOCH FROM clock_timestamp() - pg_last_xact_replay_timestamp())
+    END::float8
+"""
+
+
+async def observe(peers: Iterable[Peer], *, deadline: float = DEADLINE) -> dict[str, Observed]:
+    """What each peer's PostgreSQL says, by the peer's id; one that cannot be asked is an `Observed` with the error."""
+    asked = list(peers)
+    answers = await asyncio.gather(*(_observe(peer, deadline) for peer in asked))
+    return {peer.id: answer for peer, answer in zip(asked, answers, strict=True)}
+
+
+async def _observe(peer: Peer, deadline: float) -> Observed:
+    ends = time.monotonic() + deadline
+    try:
+        async with asyncio.timeout(deadline):
+            connection = await psycopg.AsyncConnection.connect(
+                **postgres_address(peer.pg_url).parameters, autocommit=True, application_name="manatee-adm"
+            )
+        try:
+            return await within(connection, ends - time.monotonic(), _ask(connection))
+        finally:
+            await connection.close()
+    except TimeoutError:
+        return Observed(error=f"no answer within {deadline:g} s")
+    except (psycopg.Error, OSError, ValueError) as error:
+        return Observed(error=first_line(error))
+
+
+async def _ask(connection: psycopg.AsyncConnection[tuple[Any, ...]]) -> Observed:
+    rows = await (await connection.execute(_WALSENDERS)).fetchall()
+    behind = await (await connection.execute(_LAG)).fetchone()
+    return Observed(walsenders=tuple(_walsender(row) for row in rows), lag=behind[0] if behind else None)
+
+
+def _walsender(row: tuple[Any, ...]) -> Walsender:
+    name, address, state, sync_state, *positions = row
+    sent, write, flush, replay = (Lsn.parse(position) if position else None for position in positions)
+    return Walsender(name or "", address, state or "", sync_state or "", sent, write, flush, replay)
