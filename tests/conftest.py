@@ -1,0 +1,54 @@
+"""What all tests share: how hard Hypothesis tries, which PostgreSQL there is, and that nothing is left running."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from hypothesis import HealthCheck, settings
+
+from demo.directory import run_directory
+from demo.postgresql import Installation, installations, unprivileged_user, within_reach
+from demo.process import alive
+
+# Two cores shared with PostgreSQL, ZooKeeper and Java: how long an example takes says nothing here.
+settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("default")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_is_left_running() -> Iterator[None]:
+    yield
+    left = [child for child in psutil.Process().children(recursive=True) if alive(child)]
+    said = [f"{child.pid} {' '.join(child.cmdline())}" for child in left]
+    for child in left:
+        child.kill()
+    assert said == []
+
+
+@pytest.fixture(scope="session")
+def postgres_user() -> str | None:
+    """Whom PostgreSQL must run as, if we are root."""
+    return unprivileged_user()
+
+
+@pytest.fixture(scope="session")
+def shared_directory(postgres_user: str | None) -> Iterator[Path]:
+    """A directory that the PostgreSQL user can enter, as it cannot enter pytest's when we are root."""
+    with run_directory(readable_by=postgres_user) as directory:
+        yield directory
+
+
+@pytest.fixture(scope="session", params=installations(), ids=lambda installation: f"pg{installation.major}")
+def postgresql(request: pytest.FixtureRequest, postgres_user: str | None, shared_directory: Path) -> Installation:
+    """Each PostgreSQL of this machine in turn, where the PostgreSQL user can execute it."""
+    return within_reach(request.param, postgres_user, shared_directory)
+
+
+@pytest.fixture
+def needs_root() -> None:
+    if os.getuid() != 0:
+        pytest.skip("needs root")
