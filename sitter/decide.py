@@ -1,8 +1,8 @@
 """Who may acknowledge writes: the rules of a shard, `decide(view) -> Decision`.
 
 This file does no I/O, keeps no memory and knows no clock: it is given everything one peer knows now (`View`) and
-answers with everything wanted now (`Decision`). It is asked again whenever something changed, so it never says what to do
-next, only what should be; a step that has become pointless is simply no longer asked for.
+answers with everything wanted now (`Decision`). It is asked again whenever something changed, so it never says what to
+do next, only what should be; a step that has become pointless is simply no longer asked for.
 
 A shard is a chain: the *primary* takes writes, the *sync* confirms every commit before it is acknowledged, the
 *asyncs* follow, each the one before it. Who is what stands in the cluster state in ZooKeeper, numbered by its
@@ -52,6 +52,8 @@ SINGLETON_FREEZE = "manatee setup: one node write mode"
 REBUILD = "manatee-adm rebuild on this peer"
 VERIFY = "an operator: manatee-adm verify shows who holds what"
 RESTORE_ZOOKEEPER = "an operator: restore ZooKeeper's data"
+SOON = 0.05
+"""Seconds after which to look again for what PostgreSQL tells only when asked: how far a standby has flushed."""
 
 
 def decide(view: View) -> Decision:
@@ -217,9 +219,10 @@ def _hands_over(shard: Shard) -> bool:
 
 def _as_sync(shard: Shard) -> Decision:
     """Follow the primary; take over when it is gone; keep the list meanwhile."""
-    standby = _as_standby(shard)
+    standby, view = _as_standby(shard), shard.view
     cause = _takeover(shard)
-    if cause is None or not isinstance(standby.database, Standby):
+    seal_stays = view.write_open and view.memory.seal is not None
+    if not isinstance(standby.database, Standby) or (cause is None and not seal_stays):
         return standby
     decision = replace(_declare(shard, cause, standby.database), compare=standby.compare)
     if decision.write or shard.present(shard.state.primary):
@@ -372,8 +375,7 @@ def _declare(shard: Shard, cause: Cause | None, running: Primary | Standby) -> D
         reason = f"declaring generation {new.generation}: {cause.reason}"
         return Decision(reason, replace(running, sealed=True), write=Write(new, view.version))
     reason = f"{cause.reason}; sealed, waiting until an async has flushed {sealed}"
-    left = view.limits.seal_timeout - view.database.sealed_for
-    return Decision(reason, replace(running, sealed=True), waiting_for="an attached async", look_again=left)
+    return Decision(reason, replace(running, sealed=True), waiting_for="an attached async", look_again=SOON)
 
 
 def _blocked(shard: Shard, cause: Cause) -> Decision | None:
@@ -404,7 +406,9 @@ def _blocked(shard: Shard, cause: Cause) -> Decision | None:
             return because(f"unsealing: no async has flushed {database.sealed} in time", "an attached async")
         return None
     if not _someone_holds(shard, cause, None):
-        return because("waiting: no async is streaming from this peer, to become the sync", "an attached async")
+        return because(
+            "waiting: no async is streaming from this peer, to become the sync", "an attached async", SOON * 5
+        )
     pause = view.limits.seal_timeout - database.unsealed_for
     if pause > 0:
         return because("waiting: the last seal was given up", "an attached async", pause)
@@ -471,7 +475,15 @@ def _finish(shard: Shard, decision: Decision) -> Decision:
         memory = replace(memory, seal=seal)
     serving = shard.i_serve and isinstance(wanted, Primary | Standby) and not decision.resign
     ready = serving and (isinstance(wanted, Primary) or shard.i_stream)
-    return replace(decision, memory=memory, serving=serving, ready=ready, cluster=_completed_cluster(shard))
+    link = shard.link_to(shard.upstream) if shard.follows else None
+    return replace(
+        decision,
+        memory=memory,
+        serving=serving,
+        ready=ready,
+        compares=link.answer if link else None,
+        cluster=_completed_cluster(shard),
+    )
 
 
 def _completed_cluster(shard: Shard) -> Cluster | None:
