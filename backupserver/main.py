@@ -1,0 +1,45 @@
+"""`manatee-backupserver`: streams a snapshot of this peer's data to a new peer."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+from aiohttp import web
+
+from backupserver import daemon
+from backupserver.server import BackupServer, read_token
+from manatee.config import Settings
+from manatee.log import Logger
+from manatee.storage import open_storage
+
+STOP_WITHIN = 1.0
+"""Seconds that requests in progress get when the program is told to stop; transfers get none."""
+
+
+async def serve(settings: Settings, logger: Logger, stop: asyncio.Event) -> None:
+    """Answer requests until `stop` is set. Raises OSError when the address or the token cannot be used."""
+    read_token(settings)
+    server = BackupServer(settings, open_storage(settings), logger)
+    # With the connection of a request, its handler ends: a receiver that has gone must stop its sender.
+    runner = web.AppRunner(
+        server.application(), handler_cancellation=True, access_log=None, shutdown_timeout=STOP_WITHIN
+    )
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, settings.peer.ip, settings.peer.backup_port).start()
+        logger.info("serving", url=settings.identity.backup_url, driver=settings.storage.driver)
+        await stop.wait()
+        logger.info("stopping")
+    finally:
+        await server.end_transfers()
+        await runner.cleanup()
+
+
+def main() -> None:
+    """The console script."""
+    sys.exit(daemon.run("manatee-backupserver", "Streams a snapshot of this peer's data to a new peer.", serve))
+
+
+if __name__ == "__main__":
+    main()

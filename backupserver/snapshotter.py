@@ -1,0 +1,64 @@
+"""`manatee-snapshotter`: takes periodic snapshots and prunes them, where the storage driver has any."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from contextlib import suppress
+
+from backupserver import daemon
+from manatee.config import Settings
+from manatee.log import Logger
+from manatee.storage import Storage, StorageError, open_storage
+
+RETRY = 60.0
+"""Seconds until a snapshot that failed is tried again, if the interval is not shorter."""
+
+
+async def serve(settings: Settings, logger: Logger, stop: asyncio.Event) -> None:
+    """Keep the newest snapshots, one every interval, until `stop` is set."""
+    storage = open_storage(settings)
+    if not storage.keeps_snapshots:
+        # It stays, so that the service manager does not start it again and again.
+        logger.info("this driver keeps no snapshots: nothing to do", driver=storage.driver)
+        await stop.wait()
+        return
+    while not stop.is_set():
+        try:
+            pause = await look(storage, settings, logger)
+        except StorageError as error:
+            logger.error("no snapshot could be taken", error=str(error))
+            pause = min(RETRY, settings.snapshotter.interval)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), pause)
+
+
+async def look(storage: Storage, settings: Settings, logger: Logger) -> float:
+    """Take a snapshot if the newest is older than the interval, and drop the oldest; seconds until the next."""
+    wanted = settings.snapshotter
+    kept = list(await storage.snapshots())
+    age = time.time() - kept[-1].created if kept else wanted.interval
+    if age < 0 or age >= wanted.interval:  # below 0: the clock was set back
+        if not await storage.has_data():
+            return wanted.interval
+        kept.append(await storage.take_snapshot())
+        logger.info("snapshot taken", snapshot=kept[-1].name)
+        age = 0.0
+    for snapshot in kept[: -wanted.keep]:
+        try:
+            await storage.drop_snapshot(snapshot.name)
+        except StorageError as error:
+            logger.warning("an old snapshot stays", snapshot=snapshot.name, error=str(error))
+        else:
+            logger.info("snapshot dropped", snapshot=snapshot.name)
+    return wanted.interval - age
+
+
+def main() -> None:
+    """The console script."""
+    sys.exit(daemon.run("manatee-snapshotter", "Takes periodic snapshots and prunes them.", serve))
+
+
+if __name__ == "__main__":
+    main()
