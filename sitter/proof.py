@@ -1,8 +1,8 @@
 """What a peer may remember of its data: where proof comes from, and where it goes.
 
 Proof is the newest generation of which this peer knows that its data are a prefix of that generation's primary's WAL
-and hold all that the generation began with. It comes from `initdb`, from one's own seal, or from an upstream that has it;
-never from being named. It goes with the data it speaks of.
+and hold all that the generation began with. It comes from `initdb`, from one's own seal, or from an upstream that has
+it; never from being named. It goes with the data it speaks of.
 """
 
 from __future__ import annotations

@@ -26,6 +26,11 @@ class Shard:
         return self.state.primary.id == self.view.me.id
 
     @property
+    def follows(self) -> bool:
+        """This peer is a link of the chain below the primary."""
+        return self.state.role_of(self.view.me.id) in (Role.SYNC, Role.ASYNC)
+
+    @property
     def i_am_present(self) -> bool:
         return self.view.me.id in self.view.present
 

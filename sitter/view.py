@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from manatee.cluster import Cluster, ClusterState, Comparison, Peer, PeerStatus, Role
@@ -136,6 +136,12 @@ class View:
     """How long ago we gave up our election node on purpose; None if we did not."""
     limits: Limits = Limits()
 
+    def with_unready_times(self, seconds: Mapping[str, float]) -> View:
+        """The same view, with the time for which each peer, by id, has been unready."""
+        return replace(
+            self, active=tuple(replace(one, unready_for=seconds.get(one.peer.id, 0.0)) for one in self.active)
+        )
+
     @cached_property
     def present(self) -> Mapping[str, Present]:
         return {one.peer.id: one for one in self.active}
@@ -234,5 +240,7 @@ class Decision:
     """Do not be in the active list."""
     serving: bool = False
     ready: bool = False
+    compares: Comparison | None = None
+    """How our data stand to the upstream's that the rules give, to be said to the others."""
     look_again: float | None = None
     """Seconds after which the answer may change although nothing happens."""
