@@ -1,0 +1,143 @@
+"""This peer's PostgreSQL: the process together with the configuration that is in force in it.
+
+It is started, reconfigured and stopped here, and nowhere else, so that what it was told last is known. A configuration
+counts once a new connection has read it back; what wins over it is repaired where it can be, and always said.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import replace
+from typing import Literal
+
+from manatee.config import Settings
+from manatee.log import Logger
+from sitter.postgres import configuration, controldata, queries, versions
+from sitter.postgres.configuration import NOBODY, Replication
+from sitter.postgres.errors import PostgresError, Unreachable
+from sitter.postgres.process import Postmaster
+
+LOOK = 0.005
+"""Seconds between two looks at whether a reload has come through."""
+
+STOPPED = Replication(NOBODY, read_only=True)
+
+
+class Server:
+    """One PostgreSQL and what it was told. Not to be used from two tasks at once."""
+
+    def __init__(self, settings: Settings, log: Logger) -> None:
+        self._settings = settings
+        self._log = log
+        self._postmaster = Postmaster(settings, log)
+        self._foundation: dict[str, str] = {}
+        self.replication = STOPPED
+        """What it was told last."""
+        self.standby = False
+        """It was started as a standby and has not been promoted since."""
+        self.repairs = 0
+        """How often something else had won over the sitter's settings."""
+        self.exited = self._postmaster.exited
+
+    @property
+    def running(self) -> bool:
+        return self._postmaster.running
+
+    @property
+    def last_words(self) -> str:
+        return " | ".join(self._postmaster.last_lines[-3:]) or "it said nothing"
+
+    @property
+    def is_standby_on_disk(self) -> bool:
+        """Started on its data as they are, it would be a standby."""
+        return (self._settings.storage.data_dir / "standby.signal").exists()
+
+    async def start(self, replication: Replication, *, as_standby: bool) -> None:
+        """Start it; returns when it listens, which may be long before it lets anyone in. Raises PostgresError."""
+        timeout = self._settings.postgres.start_timeout
+        control = await controldata.read(self._settings) if as_standby else None
+        version = await versions.of_programs(self._settings, timeout=timeout)
+        self._foundation = await configuration.foundation(
+            self._settings, control, version=version, timeout=timeout
+        )
+        configuration.set_standby_signal(self._settings, as_standby)
+        self._report_taken(configuration.clean_auto_conf(self._settings))
+        path = configuration.write(self._settings, self._foundation, replication)
+        self.replication, self.standby = replication, as_standby
+        await self._postmaster.start(path, timeout=timeout)
+
+    async def configure(self, replication: Replication) -> None:
+        """Change what it was told, without a restart; returns when new connections see it.
+
+        A standby that does not let anyone in yet is told, and believed. Raises PostgresError if it does not come
+        through within `postgres.query_timeout`.
+        """
+        configuration.write(self._settings, self._foundation, replication)
+        self.replication = replication
+        self._postmaster.reload()
+        if self._postmaster.status in ("starting", "standby"):
+            return
+        deadline = time.monotonic() + self._settings.postgres.query_timeout
+        while wrong := await self._wrong(replication):
+            if any(one.source.endswith("postgresql.auto.conf") for one in wrong):
+                self._report_taken(configuration.clean_auto_conf(self._settings))
+                self._postmaster.reload()
+            if time.monotonic() > deadline:
+                raise PostgresError(
+                    "settings do not come into force: "
+                    + ", ".join(f"{one.name} is {one.found!r} by {one.source}, not {one.wanted!r}" for one in wrong)
+                )
+            await asyncio.sleep(LOOK)
+
+    async def _wrong(self, replication: Replication) -> list[configuration.Wrong]:
+        async with queries.connect(self._settings) as connection:
+            return await configuration.read_back(connection, self._settings, replication.values())
+
+    def _report_taken(self, taken: dict[str, str]) -> None:
+        if taken:
+            self.repairs += 1
+            self._log.warning("took the sitter's settings out of postgresql.auto.conf", settings=taken)
+
+    def reload(self) -> None:
+        """Have it read the operator's files again."""
+        self._postmaster.reload()
+
+    async def stop(self, mode: Literal["fast", "immediate"]) -> None:
+        """Stop it and see that nothing of it is left; nothing to do if it does not run. Raises StopFailed."""
+        await self._postmaster.stop(mode, timeout=self._settings.postgres.handover_timeout)
+        self.replication = STOPPED
+
+    async def stop_cleanly(self) -> None:
+        """Stop it so that the sync receives the shutdown record: gate, checkpoint, only the sync's walsender, then fast.
+
+        Within `postgres.handover_timeout` seconds; what has not stopped by then is stopped at once.
+        """
+        begun = time.monotonic()
+        limit = self._settings.postgres.handover_timeout
+        if not self.standby:
+            try:
+                async with asyncio.timeout(limit):
+                    async with queries.connect(self._settings) as connection:
+                        await connection.execute("checkpoint")
+                    await self.configure(replace(self.replication, read_only=True))
+                    async with queries.connect(self._settings) as connection:
+                        await connection.execute(
+                            "select pg_terminate_backend(pid) from pg_stat_replication where application_name <> %s",
+                            [self.replication.commits_wait_for],
+                        )
+            except (PostgresError, TimeoutError) as error:
+                self._log.warning("stopping at once: no clean stop is possible", error=str(error))
+                return await self.stop("immediate")
+        left = max(0.1, limit - (time.monotonic() - begun))
+        await self._postmaster.stop("fast", timeout=left)
+        self.replication = STOPPED
+
+    async def shut_out_clients(self) -> None:
+        """Close the write gate and end every client's session. Walsenders go on. Raises PostgresError."""
+        await self.configure(replace(self.replication, read_only=True))
+        async with queries.connect(self._settings) as connection:
+            await connection.execute(
+                "select pg_terminate_backend(pid) from pg_stat_activity"
+                " where backend_type = 'client backend' and pid <> pg_backend_pid()"
+            )

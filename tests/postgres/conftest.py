@@ -1,0 +1,48 @@
+"""A fresh database per PostgreSQL version found here, copied for every test."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.postgres.local import HBA, Machines, as_postgres, give, installations
+
+
+@pytest.fixture(scope="session", params=installations(), ids=lambda found: f"pg{found[0]}")
+def installation(request: pytest.FixtureRequest) -> tuple[int, Path]:
+    """Each PostgreSQL of this machine in turn."""
+    found: tuple[int, Path] = request.param
+    return found
+
+
+def _directory() -> Path:
+    """A directory that PostgreSQL's user may enter, with a name short enough for a socket's path."""
+    directory = Path(tempfile.mkdtemp(prefix="manatee-", dir="/tmp"))
+    directory.chmod(0o755)
+    give(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def template(installation: tuple[int, Path]) -> Iterator[Path]:
+    directory = _directory()
+    data = directory / "data"
+    as_postgres(installation[1] / "initdb", "-D", data, "-U", "postgres", "-E", "UTF8", "--locale=C", "-k", "-N")
+    (data / "pg_hba.conf").write_text(HBA)
+    yield data
+    shutil.rmtree(directory)
+
+
+@pytest.fixture
+async def machines(installation: tuple[int, Path], template: Path) -> AsyncIterator[Machines]:
+    directory = _directory()
+    machines = Machines(directory, *installation, template)
+    try:
+        yield machines
+    finally:
+        await machines.end()
+        shutil.rmtree(directory, ignore_errors=True)

@@ -1,0 +1,104 @@
+"""The settings that carry the promises are in force, whatever else says otherwise."""
+
+from __future__ import annotations
+
+from manatee.cluster import Peer
+from sitter.postgres import configuration, controldata
+from sitter.postgres.configuration import ALONE, NOBODY, Replication
+from tests.postgres.local import Machines, until
+
+
+def peer(url: str) -> Peer:
+    return Peer(id="x", ip="127.12.0.1", zone_id="z", pg_url=url)
+
+
+async def test_the_rendered_settings_are_in_force(machines: Machines) -> None:
+    node = machines.initialized()
+    node.settings.postgres.config_file.write_text("fsync = off\nmax_connections = 30\nwork_mem = '7MB'\nport = 1\n")  # type: ignore[union-attr]
+    await node.start_primary(NOBODY)
+    expected = {**node.foundation, **Replication(NOBODY, read_only=False).values()}
+    connection = await node.connect()
+    assert await configuration.read_back(connection, node.settings, expected) == []
+    assert await node.value("show fsync") == "on"
+    assert await node.value("show max_connections") == "30"
+    assert await node.value("show work_mem") == "7MB"
+    assert await node.value("show max_wal_senders") == "10"
+    await connection.close()
+
+
+async def test_auto_conf_does_not_win(machines: Machines) -> None:
+    """Promise 1: `synchronous_standby_names` emptied by ALTER SYSTEM, or by a snapshot that carries it, is repaired."""
+    node = machines.initialized()
+    auto = node.data_dir / "postgresql.auto.conf"
+    with auto.open("a") as lines:
+        lines.write("synchronous_standby_names = ''\n Fsync='off'\nwork_mem = '9MB'\n")
+    await node.start_primary(NOBODY)
+    assert await node.value("show synchronous_standby_names") == f'"{NOBODY}"'
+    assert await node.value("show fsync") == "on"
+    assert await node.value("show work_mem") == "9MB"
+
+    with auto.open("a") as lines:
+        lines.write("synchronous_standby_names = ''\n")
+    node.postmaster.reload()
+    wanted = Replication(NOBODY, read_only=False).values()
+
+    async def wrong() -> list[configuration.Wrong]:
+        connection = await node.connect()
+        try:
+            return await configuration.read_back(connection, node.settings, wanted)
+        finally:
+            await connection.close()
+
+    found = await until(wrong)
+    assert [(item.name, item.found, item.source) for item in found] == [
+        ("synchronous_standby_names", "", str(auto)),
+    ]
+    assert configuration.clean_auto_conf(node.settings) == {"synchronous_standby_names": "''"}
+    node.postmaster.reload()
+
+    async def right() -> bool:
+        return not await wrong()
+
+    await until(right)
+    assert configuration.clean_auto_conf(node.settings) == {}
+
+
+async def test_alter_system_is_off_where_it_can_be(machines: Machines) -> None:
+    node = machines.initialized()
+    await node.start_primary()
+    if node.version >= 17:
+        assert await node.value("show allow_alter_system") == "off"
+    else:
+        assert "allow_alter_system" not in node.foundation
+
+
+async def test_any_name_survives_postgresql(machines: Machines) -> None:
+    node = machines.initialized()
+    name = "a \\ 'b' \"c\", *, first 2 (x)"
+    await node.start_primary(name)
+    assert await node.value("show synchronous_standby_names") == configuration.standby_names(name)
+    node.change(Replication(ALONE, read_only=True))
+
+    async def emptied() -> bool:
+        return bool(await node.value("show synchronous_standby_names") == "")
+
+    await until(emptied)
+    assert await node.value("show default_transaction_read_only") == "on"
+
+
+def test_conninfo_quotes_what_needs_it() -> None:
+    upstream = peer("tcp://postgres@127.12.0.1:5432/postgres")
+    assert "application_name='tcp://o\\'c@h:1/x y'" in configuration.conninfo(peer("tcp://o'c@h:1/x y"), upstream)
+    assert "host=127.12.0.1 port=5432 user=postgres" in configuration.conninfo(upstream, upstream)
+
+
+async def test_a_standby_is_never_smaller_than_its_primary_was(machines: Machines) -> None:
+    primary = machines.initialized()
+    base = primary.settings.postgres.config_file
+    assert base is not None
+    base.write_text("max_connections = 77\nmax_prepared_transactions = 5\nshared_buffers = 16MB\n")
+    await primary.start_primary()
+    standby = await machines.standby_of(primary)
+    assert await standby.value("show max_connections") == "77"
+    assert await standby.value("show max_prepared_transactions") == "5"
+    assert (await controldata.read(standby.settings, timeout=5)).floors["max_connections"] == 77
