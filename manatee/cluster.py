@@ -116,7 +116,8 @@ class Peer(Wire):
 class Freeze(Wire):
     """Why and since when no new generation is declared."""
 
-    date: StrictStr
+    date: StrictStr = ""
+    """Empty where whoever froze the shard did not say: existing tools write any object."""
     reason: StrictStr = ""
 
 

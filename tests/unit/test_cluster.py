@@ -124,7 +124,7 @@ def test_what_old_states_lack_is_not_added(absent: str) -> None:
         (state(**{"async": {}}), "async"),
         (state(**{"async": [peer(1), {**peer(2), "pgUrl": 5}]}), "async.1.pgUrl"),
         (state(deposed=[{"id": "x"}]), "deposed.0.ip"),
-        (state(freeze={"reason": "no date"}), "freeze"),
+        (state(freeze="yes"), "freeze"),
         (state(oneNodeWriteMode="yes"), "oneNodeWriteMode"),
         (state(promote="now"), "promote"),
         ([], "document"),
@@ -169,7 +169,7 @@ def test_roles_are_what_the_state_says() -> None:
     assert {alone.role_of(peer(number)["id"]) for number in (51, 112, 120)} == {Role.UNASSIGNED}
 
 
-@pytest.mark.parametrize(("freeze", "frozen"), [(None, False), (False, False), (True, True), (STATE["freeze"], True)])
+@pytest.mark.parametrize(("freeze", "frozen"), [(None, False), (False, False), (True, True), (STATE["freeze"], True), ({"note": "no date"}, True)])
 def test_every_way_to_write_a_freeze_is_understood(freeze: object, frozen: bool) -> None:
     read = ClusterState.of(state(freeze=freeze))
     assert read.frozen is frozen
