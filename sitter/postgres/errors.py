@@ -32,6 +32,10 @@ class Unreachable(PostgresError):
     """No connection, or no answer within the deadline."""
 
 
+class Hung(Unreachable):
+    """The deadline passed without an answer, which is another fact than a refusal."""
+
+
 class SealFailed(PostgresError):
     """A seal did not come about; `step` says how far it got. Nothing is sealed, though the receiver may be gone."""
 
@@ -51,3 +55,7 @@ class PromoteFailed(PostgresError):
 
 class BadWal(PostgresError):
     """The write-ahead log in a data directory cannot be read where it must be readable."""
+
+
+class Hung(Unreachable):
+    """PostgreSQL runs and accepts, but does not answer within the deadline."""

@@ -15,7 +15,7 @@ from manatee.config import Settings
 from manatee.log import Logger
 from sitter.postgres import configuration, controldata, queries, versions
 from sitter.postgres.configuration import NOBODY, Replication
-from sitter.postgres.errors import PostgresError, Unreachable
+from sitter.postgres.errors import PostgresError
 from sitter.postgres.process import Postmaster
 
 LOOK = 0.005
@@ -56,11 +56,9 @@ class Server:
     async def start(self, replication: Replication, *, as_standby: bool) -> None:
         """Start it; returns when it listens, which may be long before it lets anyone in. Raises PostgresError."""
         timeout = self._settings.postgres.start_timeout
-        control = await controldata.read(self._settings) if as_standby else None
+        control = await controldata.read(self._settings, timeout=timeout) if as_standby else None
         version = await versions.of_programs(self._settings, timeout=timeout)
-        self._foundation = await configuration.foundation(
-            self._settings, control, version=version, timeout=timeout
-        )
+        self._foundation = await configuration.foundation(self._settings, control, version=version, timeout=timeout)
         configuration.set_standby_signal(self._settings, as_standby)
         self._report_taken(configuration.clean_auto_conf(self._settings))
         path = configuration.write(self._settings, self._foundation, replication)
@@ -109,7 +107,7 @@ class Server:
         self.replication = STOPPED
 
     async def stop_cleanly(self) -> None:
-        """Stop it so that the sync receives the shutdown record: gate, checkpoint, only the sync's walsender, then fast.
+        """Stop it so that the sync receives the shutdown record: checkpoint, gate, only the sync's walsender, then fast.
 
         Within `postgres.handover_timeout` seconds; what has not stopped by then is stopped at once.
         """
@@ -128,7 +126,7 @@ class Server:
                         )
             except (PostgresError, TimeoutError) as error:
                 self._log.warning("stopping at once: no clean stop is possible", error=str(error))
-                return await self.stop("immediate")
+                await self.stop("immediate")
         left = max(0.1, limit - (time.monotonic() - begun))
         await self._postmaster.stop("fast", timeout=left)
         self.replication = STOPPED
