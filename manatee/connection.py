@@ -1,7 +1,7 @@
 """kazoo, tamed: the client behind `manatee.session`, with what was found wanting put right.
 
-It reaches into kazoo where kazoo offers nothing: `_connect` and `_read_header` of its connection, `_call` of its
-client, and that a handler which does not run makes callbacks run where they arise. The tests on a real server would
+It reaches into kazoo where kazoo offers nothing: `_connect`, `_invoke` and `_read_header` of its connection, `_call` of
+its client, and that a handler which does not run makes callbacks run where they arise. The tests on a real server would
 show a version of kazoo in which any of these has changed.
 """
 
@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from kazoo.client import KazooClient
 from kazoo.exceptions import ConnectionDropped, SessionExpiredError
@@ -120,19 +120,22 @@ class _Connection(ConnectionHandler):  # type: ignore[misc]
     """
 
     def _connect(self, host: str, hostip: str, port: int) -> tuple[float, float]:
-        times: tuple[float, float]
         try:
-            times = super()._connect(host, hostip, port)
+            return cast(tuple[float, float], super()._connect(host, hostip, port))
         except ConnectionDropped:
             if not self._forgotten(hostip, port):
                 raise
-            try:
-                times = super()._connect(host, hostip, port)
-            except ConnectionDropped as error:
-                raise SessionExpiredError("the server does not know the session, but admits new ones") from error
-        self.client.pulse.timeout = times[0] * 1.5 / 1000  # kazoo reads for two thirds of what was granted
-        self.client.pulse.beat()
-        return times
+        try:
+            return cast(tuple[float, float], super()._connect(host, hostip, port))
+        except ConnectionDropped as error:
+            raise SessionExpiredError("the server does not know the session, but admits new ones") from error
+
+    def _invoke(self, timeout: float, request: Any, xid: int | None = None) -> Any:
+        answer = super()._invoke(timeout, request, xid)
+        if isinstance(request, Connect) and answer[0].time_out > 0:
+            self.client.pulse.timeout = answer[0].time_out / 1000
+            self.client.pulse.beat()
+        return answer
 
     def _read_header(self, timeout: float) -> Any:
         header = super()._read_header(timeout)

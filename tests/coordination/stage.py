@@ -63,7 +63,9 @@ class Party:
 class Proxy:
     """Stands between a client and ZooKeeper.
 
-    `swallow` loses what the server answers; `hold` keeps back what the client sends until `release` or `drop`.
+    `swallow` loses what the server answers, and `hold` keeps back what the client sends, until `release`; `swallow_on`,
+    `hold_on` and `cut_on` begin with a request that holds these bytes. `heal` breaks all connections, and lets
+    everything through again.
     """
 
     def __init__(self, port: int) -> None:
@@ -72,6 +74,9 @@ class Proxy:
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
         self.swallow = False
+        self.swallow_on: bytes | None = None
+        self.hold_on: bytes | None = None
+        self.cut_on: bytes | None = None
         self.hold = False
         self.held: list[tuple[asyncio.StreamWriter, bytes]] = []
         self.port = free_port()
@@ -79,6 +84,10 @@ class Proxy:
     @property
     def servers(self) -> str:
         return f"{ADDRESS}:{self.port}"
+
+    @property
+    def connections(self) -> int:
+        return len(self._pairs)
 
     async def open(self) -> None:
         self._server = await asyncio.start_server(self._accept, ADDRESS, self.port)
@@ -88,6 +97,15 @@ class Proxy:
         if self._server is not None:
             self._server.close()
             self._server = None
+
+    def heal(self) -> None:
+        self.swallow = self.hold = False
+        self.swallow_on = self.hold_on = self.cut_on = None
+        self.held.clear()
+        for client, server in self._pairs:
+            client.transport.abort()
+            server.transport.abort()
+        self._pairs.clear()
 
     def cut_client(self) -> None:
         """Break the client's side; what is held can still be released to the server."""
@@ -120,10 +138,15 @@ class Proxy:
     async def _up(self, reader: asyncio.StreamReader, server: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(65536):
+                self.swallow |= self.swallow_on is not None and self.swallow_on in data
+                self.hold |= self.hold_on is not None and self.hold_on in data
                 if self.hold:
                     self.held.append((server, data))
                 else:
                     server.write(data)
+                if self.cut_on is not None and self.cut_on in data:
+                    self.swallow = True
+                    self.cut_client()
         if not self.hold:
             server.close()
 
