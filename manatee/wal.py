@@ -6,8 +6,9 @@ older one up to the switch point, old page headers included (PostgreSQL, `XLogFi
 What a standby received is byte for byte what its upstream wrote, so the digests of a common history are equal.
 
 A segment file is no proof that its bytes were written: files of old segments are renamed to future numbers and
-written over. Every page in the range must therefore carry its own address, and a file must still bear its name when it
-has been read. The tail of the last page cannot be judged from the file: ask only for what is known to be flushed.
+written over. Every page in the range must therefore carry its own address (or lie behind a switch to the next segment,
+where all is zero), and a file must still bear its name when it has been read. The tail of the last page cannot be
+judged from the file: ask only for what is known to be flushed.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from manatee.lsn import Lsn
 
@@ -27,6 +29,8 @@ _LONG_HEADER = struct.Struct("=HHIQI4xQII")
 _IS_LONG = 0x0002
 _ADDRESS = struct.Struct("=Q")
 _ADDRESS_AT = 8
+_INFO_MASK, _SWITCH = 0xF0, 0x40
+"""XLOG_SWITCH of the resource manager that has the number 0 (`pg_control.h`)."""
 _CHUNK = 1 << 20
 
 
@@ -167,16 +171,18 @@ def _read_part(hashed: hashlib._Hash, path: Path, geometry: _Geometry, base: int
     try:
         with path.open("rb", buffering=0) as file:
             position = start - start % page
-            file.seek(position - base)
             while position < stop:
+                file.seek(position - base)
                 chunk = file.read(min(_CHUNK, stop - position + -(stop - position) % page))
-                if len(chunk) < page:
-                    raise WalMissing(f"{path.name} ends at {Lsn(position)}")
                 whole = len(chunk) - len(chunk) % page
-                _check_pages(chunk[:whole], page, position, path.name)
+                if not whole:
+                    raise WalMissing(f"{path.name} ends at {Lsn(position)}")
+                foreign = _first_foreign_page(chunk[:whole], page, position)
+                rest = b"" if foreign is None else chunk[foreign - position :]
+                if foreign is not None and not _is_after_switch(file, foreign - base, page, rest):
+                    raise WalMissing(f"{Lsn(foreign)} is not held here: {path.name} has not been written so far")
                 hashed.update(chunk[max(0, start - position) : min(whole, stop - position)])
                 position += whole
-                file.seek(position - base)
             if path.stat().st_ino != os.fstat(file.fileno()).st_ino:
                 raise WalMissing(f"{path.name} was recycled while it was read")
     except FileNotFoundError:
@@ -185,8 +191,29 @@ def _read_part(hashed: hashlib._Hash, path: Path, geometry: _Geometry, base: int
         raise WalError(f"{path.name} cannot be read: {error}") from error
 
 
-def _check_pages(chunk: bytes, page: int, position: int, name: str) -> None:
+def _first_foreign_page(chunk: bytes, page: int, position: int) -> int | None:
+    """The position of the first page that does not carry its own address."""
     for offset in range(0, len(chunk), page):
         (address,) = _ADDRESS.unpack_from(chunk, offset + _ADDRESS_AT)
         if address != position + offset:
-            raise WalMissing(f"{Lsn(position + offset)} is not held here: {name} has not been written so far")
+            return position + offset
+    return None
+
+
+def _is_after_switch(file: BinaryIO, offset: int, page: int, rest: bytes) -> bool:
+    """Whether the `rest` of the segment at `offset` is the nothing that follows a switch to the next segment.
+
+    After a switch record the segment is filled with zeros, page headers included (`CopyXLogRecordToWAL`). A segment
+    that is still being written ends in zeros too, but not behind such a record.
+    """
+    if any(rest):
+        return False
+    while offset >= page:
+        offset -= page
+        file.seek(offset)
+        said = file.read(page).rstrip(b"\0")
+        if said:
+            # A switch has no data: the last eight bytes of its header are info, resource manager, padding and CRC.
+            last = said[len(said) - 1 & ~7 :]
+            return last[0] & _INFO_MASK == _SWITCH and not any(last[1:4])
+    return False

@@ -1,0 +1,224 @@
+"""Peers for these tests: a real PostgreSQL, the real backup server, addresses of their own, nothing left behind."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, LiteralString
+
+import psutil
+import psycopg
+
+from demo.postgresql import Installation
+from manatee.config import Settings, load
+from manatee.lsn import Lsn
+
+TOKEN = "a-token-of-the-tests"
+_REPOSITORY = Path(__file__).parents[2]
+_addresses = (f"127.13.{high}.{low}" for high, low in itertools.product(range(os.getpid() % 250, 256), range(1, 255)))
+
+
+def until(condition: Callable[[], object], within: float = 20.0) -> Any:
+    """Wait until the condition holds; its value."""
+    deadline = time.monotonic() + within
+    while True:
+        if value := condition():
+            return value
+        assert time.monotonic() < deadline, f"{condition} did not come true within {within} s"
+        time.sleep(0.01)
+
+
+class Peer:
+    """Settings, a directory, a PostgreSQL and a backup server, each when asked for."""
+
+    def __init__(self, sandbox: Sandbox, postgresql: Installation, **backup: float) -> None:
+        self.postgresql = postgresql
+        self.ip = next(_addresses)
+        self.root = sandbox.root / self.ip
+        self.root.mkdir(mode=0o755)
+        (self.root / "db").mkdir()
+        (self.root / "socket").mkdir(mode=0o700)
+        for path in (self.root / "db", self.root / "socket"):
+            sandbox.give(path)
+        self._sandbox = sandbox
+        self.settings = self._write_settings({"idle_timeout": 5.0, "retry_delay": 0.05, **backup})
+        self.data = self.settings.storage.data_dir
+        self.postgres: subprocess.Popen[bytes] | None = None
+        self.server: subprocess.Popen[bytes] | None = None
+
+    def _write_settings(self, backup: dict[str, float]) -> Settings:
+        user = self._sandbox.user
+        token = self.root / "token"
+        token.write_text(TOKEN + "\n")
+        path = self.root / "manatee.toml"
+        path.write_text(f"""
+            shard.name = "test"
+            peer = {{ip = "{self.ip}", zone_id = "{self.ip}", postgres_port = 5432, backup_port = 12345}}
+            zookeeper.servers = "127.0.0.1:2181"
+            storage.directory = "{self.root}/db"
+            sitter.state_dir = "{self.root}/state"
+            service = {{manager = "supervisor", supervisor_socket = "{self.root}/supervisor"}}
+            [postgres]
+            bin_dir = "{self.postgresql.bin_dir}"
+            {f'user = "{user}"' if user else ""}
+            socket_dir = "{self.root}/socket"
+            [backup]
+            token_file = "{token}"
+            {chr(10).join(f"{key} = {value}" for key, value in backup.items())}
+            """)
+        return load(path)
+
+    def initialize(self, **settings: object) -> Peer:
+        """A new database; the template of the version is copied."""
+        shutil.copytree(self._sandbox.template(self.postgresql), self.data, symlinks=True)
+        self._sandbox.give(self.data, deep=True)
+        return self.start(**settings)
+
+    def follow(self, upstream: Peer) -> Peer:
+        """Run as a standby of `upstream`."""
+        (self.data / "standby.signal").touch()
+        self._sandbox.give(self.data / "standby.signal")
+        return self.start(primary_conninfo=f"host={upstream.ip} port=5432 user=postgres")
+
+    def start(self, **settings: object) -> Peer:
+        wanted = {
+            "listen_addresses": self.ip,
+            "unix_socket_directories": self.root / "socket",
+            "fsync": "off",
+            "shared_buffers": "16MB",
+            "max_wal_size": "64MB",
+            "wal_retrieve_retry_interval": "100ms",
+            "wal_keep_size": "256MB",
+            **settings,
+        }
+        options = [word for name, value in wanted.items() for word in ("-c", f"{name}={value}")]
+        with (self.root / "postgres.log").open("ab") as log:
+            self.postgres = subprocess.Popen(
+                [self.postgresql.bin_dir / "postgres", "-D", self.data, *options],
+                stderr=log,
+                cwd="/",
+                **self._sandbox.as_user,
+            )
+        until(self._answers, 30)
+        return self
+
+    def _answers(self) -> bool:
+        assert self.postgres is not None
+        assert self.postgres.poll() is None, (self.root / "postgres.log").read_text()[-2000:]
+        try:
+            self.sql("SELECT 1")
+        except psycopg.OperationalError:
+            return False
+        return True
+
+    def sql(self, query: LiteralString) -> Any:
+        """The first value of the answer."""
+        with psycopg.connect(
+            host=str(self.root / "socket"), user="postgres", dbname="postgres", autocommit=True
+        ) as connection:
+            cursor = connection.execute(query)
+            row = cursor.fetchone() if cursor.description else None
+            return row[0] if row else None
+
+    def flushed(self) -> Lsn:
+        return Lsn.parse(self.sql("SELECT pg_current_wal_flush_lsn()::text"))
+
+    def received(self, position: Lsn) -> bool:
+        return Lsn.parse(self.sql("SELECT coalesce(pg_last_wal_replay_lsn(), '0/0')::text")) >= position
+
+    def stop(self, how: signal.Signals = signal.SIGINT) -> None:
+        if self.postgres is not None:
+            self.postgres.send_signal(how)
+            self.postgres.wait(30)
+            self.postgres = None
+
+    def serve(self) -> Peer:
+        """Start the backup server."""
+        with (self.root / "server.log").open("ab") as log:
+            self.server = subprocess.Popen(
+                [sys.executable, "-m", "backupserver.main", "-c", self.root / "manatee.toml"],
+                stderr=log,
+                cwd=_REPOSITORY,
+            )
+        until(lambda: '"serving"' in self.server_log(), 20)
+        return self
+
+    def server_log(self) -> str:
+        return (self.root / "server.log").read_text()
+
+    def senders(self) -> list[psutil.Process]:
+        """The pg_basebackup processes against this peer."""
+        return [
+            process
+            for process in psutil.process_iter()
+            if "pg_basebackup" in (words := _words(process))[0] and f"--host={self.root}/socket" in words
+        ]
+
+    def end(self) -> None:
+        for process in (self.server, self.postgres):
+            if process is not None and process.poll() is None:
+                process.send_signal(signal.SIGQUIT if process is self.postgres else signal.SIGTERM)
+                try:
+                    process.wait(5)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
+
+    @property
+    def names(self) -> set[str]:
+        """What lies beside the data: `{"data"}` when nothing was left behind."""
+        return {path.name for path in (self.root / "db").iterdir()}
+
+
+def _words(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline() or [""]
+    except psutil.Error:
+        return [""]
+
+
+class Sandbox:
+    """A directory that PostgreSQL's user can reach; the peers in it end with it."""
+
+    def __init__(self, root: Path, user: str | None) -> None:
+        self.root = root
+        self.user = user
+        self.as_user: dict[str, Any] = {}
+        if user is not None:
+            self.as_user = {"user": user, "group": pwd.getpwnam(user).pw_gid, "extra_groups": []}
+        self._peers: list[Peer] = []
+
+    def peer(self, postgresql: Installation, **backup: float) -> Peer:
+        peer = Peer(self, postgresql, **backup)
+        self._peers.append(peer)
+        return peer
+
+    def template(self, postgresql: Installation) -> Path:
+        """A new database of this version, made once."""
+        path = self.root.parent / f"template-{postgresql.major}"
+        if not path.exists():
+            path.mkdir()
+            self.give(path)
+            command = [postgresql.bin_dir / "initdb", "-D", path, "-U", "postgres", "--auth=trust", "-N", "-k"]
+            subprocess.run([*map(str, command)], check=True, stdout=subprocess.DEVNULL, cwd="/", **self.as_user)
+            with (path / "pg_hba.conf").open("a") as hba:
+                hba.write("host all all 127.0.0.0/8 trust\nhost replication all 127.0.0.0/8 trust\n")
+        return path
+
+    def give(self, path: Path, *, deep: bool = False) -> None:
+        """To PostgreSQL's user."""
+        if self.user is not None:
+            for each in [path, *(path.rglob("*") if deep else ())]:
+                shutil.chown(each, self.user, self.as_user["group"])
+
+    def end(self) -> None:
+        for peer in self._peers:
+            peer.end()
