@@ -1,12 +1,36 @@
-"""What a sitter tells the world about itself: one immutable report, remade at every turn of the daemon."""
+"""What a sitter tells the world about itself, put together from its parts when somebody asks."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from manatee.cluster import Role
+from manatee import __version__
+from manatee.cluster import Role, application_name, written_time
+from manatee.config import Settings
+from manatee.coordination import Coordination
+from manatee.lsn import Lsn
+from sitter.comparer import Comparer
+from sitter.postgres.queries import Facts
+from sitter.postgres.watch import Watch
+from sitter.transitions import Transitions
+from sitter.view import Decision, Primary, Stopped, View
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where the report comes from."""
+
+    settings: Settings
+    view: View | None
+    decision: Decision | None
+    watch: Watch
+    transitions: Transitions
+    comparer: Comparer
+    coordination: Coordination
+    fenced: bool
 
 
 @dataclass(frozen=True)
@@ -28,10 +52,139 @@ class Report:
     lag_seconds: float | None = None
     """Of a standby: the age of the last commit replayed, 0 when nothing is waiting."""
     downstream_lag_bytes: Mapping[str, int] = field(default_factory=dict)
-    """Per peer that streams from here: how much WAL it has not flushed yet."""
+    """Per peer that streams from here, by label: how much WAL it has not flushed yet."""
     restarts: int = 0
     """How often PostgreSQL was restarted after it had died."""
     restore: Mapping[str, Any] | None = None
     """The running or last restore."""
     document: Mapping[str, Any] = field(default_factory=dict)
     """All of it, as `/state` shows it."""
+
+
+def report(sources: Sources) -> Report:
+    """The report of this moment."""
+    view, decision, facts = sources.view, sources.decision, sources.watch.facts
+    primary = decision is not None and isinstance(decision.database, Primary)
+    healthy = sources.watch.healthy
+    restore = sources.transitions.restore
+    now = Report(
+        role=decision.role if decision else None,
+        generation=decision.memory.generation if decision else 0,
+        healthy=healthy,
+        writable=bool(healthy and primary and sources.transitions.open and facts and not sources.fenced),
+        serving=bool(decision and decision.serving),
+        ready=bool(decision and decision.ready),
+        session=sources.coordination.connected,
+        lag_bytes=_lag_bytes(facts),
+        lag_seconds=_lag_seconds(facts),
+        downstream_lag_bytes=_downstream(view, sources.watch),
+        restarts=sources.transitions.restarts,
+        restore=restore.document() if restore else None,
+    )
+    return replace(now, document=_document(now, sources))
+
+
+def _downstream(view: View | None, watch: Watch) -> dict[str, int]:
+    facts = watch.facts
+    if view is None or view.state is None or facts is None:
+        return {}
+    labels = {application_name(peer): peer.label for peer in view.state.assigned}
+    return {
+        labels[row.application_name]: max(0, facts.flush - row.flush)
+        for row in facts.downstreams
+        if row.flush is not None and row.application_name in labels
+    }
+
+
+def _lag_bytes(facts: Facts | None) -> int | None:
+    if facts is None or not facts.in_recovery or facts.replay is None:
+        return None
+    reported = facts.receiver.latest_end if facts.receiver else None
+    return max(0, max(facts.flush, reported or facts.flush) - facts.replay)
+
+
+def _lag_seconds(facts: Facts | None) -> float | None:
+    behind = _lag_bytes(facts)
+    if facts is None or behind is None:
+        return None
+    if behind == 0 or facts.last_replayed is None:
+        return 0.0
+    return max(0.0, time.time() - facts.last_replayed.timestamp())
+
+
+def _document(now: Report, sources: Sources) -> dict[str, Any]:
+    """`/state`: for people at three in the morning, so it begins with what is wanted and why."""
+    view, decision, transitions = sources.view, sources.decision, sources.transitions
+    settings, coordination = sources.settings, sources.coordination
+    return {
+        "peer": settings.identity.document(),
+        "shard": settings.shard.root,
+        "role": now.role,
+        "generation": now.generation,
+        "reason": decision.reason if decision else "ZooKeeper has not been reached yet",
+        "waitingFor": decision.waiting_for if decision else f"ZooKeeper at {settings.zookeeper.servers}",
+        "serving": now.serving,
+        "ready": now.ready,
+        "fenced": sources.fenced,
+        "postgres": {
+            "healthy": now.healthy,
+            "writable": now.writable,
+            "wanted": _wanted(decision),
+            "doing": transitions.doing,
+            "problem": transitions.problem or sources.watch.problem,
+            "restarts": transitions.restarts,
+            "identifier": view.database.identifier if view else None,
+            "end": _written(sources.watch.facts.flush if sources.watch.facts else None),
+            "timeline": sources.watch.facts.timeline if sources.watch.facts else None,
+            "upstream": transitions.upstream.id if transitions.upstream else None,
+            "streaming": bool(view and view.database.streaming),
+            "sealed": _written(transitions.sealed),
+            "downstreamLagBytes": dict(now.downstream_lag_bytes),
+            "lagBytes": now.lag_bytes,
+            "lagSeconds": now.lag_seconds,
+        },
+        "comparison": _comparison(sources.comparer),
+        "memory": _memory(decision),
+        "zookeeper": {
+            "servers": settings.zookeeper.servers,
+            "connected": now.session,
+            "disconnectedFor": round(coordination.disconnected_for, 3),
+            "writeOpen": coordination.write_open,
+        },
+        "state": view.state.document() if view and view.state else None,
+        "stateProblem": view.state_problem if view else None,
+        "active": [one.peer.id for one in view.active] if view else [],
+        "restore": now.restore,
+        "storage": settings.storage.driver,
+        "version": __version__,
+        "time": written_time(time.time()),
+    }
+
+
+def _written(position: Lsn | None) -> str | None:
+    return None if position is None else str(position)
+
+
+def _wanted(decision: Decision | None) -> str | None:
+    if decision is None:
+        return None
+    wanted = decision.database
+    word = type(wanted).__name__.lower()
+    if isinstance(wanted, Stopped):
+        return f"{word}, cleanly" if wanted.clean else word
+    return f"{word}, sealed" if getattr(wanted, "sealed", False) else word
+
+
+def _comparison(comparer: Comparer) -> dict[str, Any] | None:
+    link = comparer.link
+    if link is None:
+        return {"problem": comparer.problem} if comparer.problem else None
+    return {**asdict(link), "mark": str(link.mark), "problem": comparer.problem}
+
+
+def _memory(decision: Decision | None) -> dict[str, Any] | None:
+    if decision is None:
+        return None
+    memory = decision.memory
+    seal = {"generation": memory.seal.generation, "position": str(memory.seal.position)} if memory.seal else None
+    return {"identifier": memory.identifier, "generation": memory.generation, "proof": memory.proof, "seal": seal}

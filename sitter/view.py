@@ -182,6 +182,8 @@ class Primary:
     sync: Peer | None
     """Whose confirmation a commit waits for; None only in one-node-write mode."""
     sealed: bool = False
+    fenced: bool = False
+    """Let no client in. The core does not ask for it: the daemon does, while it has nothing to ask the core about."""
 
 
 @dataclass(frozen=True)

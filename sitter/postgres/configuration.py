@@ -153,7 +153,7 @@ def conninfo(me: Peer, upstream: Peer) -> str:
 
 
 async def foundation(
-    settings: Settings, control: ControlData | None, *, version: int, timeout: float
+    settings: Settings, control: ControlData | None, *, version: int, timeout: float | None = None
 ) -> dict[str, str]:
     """The settings that hold from one start to the next: where the server is, what never changes, what is the least.
 
@@ -255,7 +255,7 @@ async def read_back(
     return wrong
 
 
-async def _base_values(settings: Settings, names: tuple[str, ...], *, timeout: float) -> list[str]:
+async def _base_values(settings: Settings, names: tuple[str, ...], *, timeout: float | None) -> list[str]:
     """What the operator's file, or PostgreSQL's defaults, say of these settings."""
     base = settings.postgres.config_file
     source = str(base.absolute()) if base else "/dev/null"

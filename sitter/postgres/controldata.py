@@ -47,7 +47,7 @@ class ControlData:
         return self.state in ("shut down", "shut down in recovery")
 
 
-async def read(settings: Settings, *, timeout: float) -> ControlData:
+async def read(settings: Settings, *, timeout: float | None = None) -> ControlData:
     """Read the control file of `settings.storage.data_dir`; raises ToolFailed (no data directory, a torn file)."""
     return parse(await run_tool(settings, "pg_controldata", "-D", str(settings.storage.data_dir), timeout=timeout))
 

@@ -55,7 +55,3 @@ class PromoteFailed(PostgresError):
 
 class BadWal(PostgresError):
     """The write-ahead log in a data directory cannot be read where it must be readable."""
-
-
-class Hung(Unreachable):
-    """PostgreSQL runs and accepts, but does not answer within the deadline."""

@@ -146,42 +146,57 @@ select pg_is_in_recovery() as in_recovery,
 
 @contextlib.asynccontextmanager
 async def connect(
-    settings: Settings, *, timeout: float, application_name: str = APPLICATION
+    settings: Settings, *, timeout: float | None = None, application_name: str = APPLICATION
 ) -> AsyncIterator[Connection]:
     """A new superuser connection to the local server, autocommit, closed at the end.
 
-    Raises Unreachable if there is none within `timeout` seconds. What is done over it needs a deadline of its own.
+    All that is done over it, connecting included, has `timeout` seconds (`postgres.query_timeout`). Raises Unreachable;
+    Hung if it is the deadline that passed. Errors of the queries themselves are psycopg's, for the caller.
     """
-    connection = await _open(settings, timeout=timeout, application_name=application_name)
+    limit = timeout if timeout is not None else settings.postgres.query_timeout
+    deadline = asyncio.timeout(limit)
     try:
-        yield connection
+        async with deadline:
+            connection = await _open(settings, timeout=limit, application_name=application_name)
+            try:
+                yield connection
+            finally:
+                await connection.close()
+    except TimeoutError:
+        if not deadline.expired():
+            raise
+        raise Hung(f"PostgreSQL did not answer within {limit:g} s") from None
     except psycopg.OperationalError as error:
         raise Unreachable(f"the connection to PostgreSQL broke: {_first_line(error)}") from error
-    finally:
-        await connection.close()
 
 
-async def health(settings: Settings, *, timeout: float) -> Health:
-    """Connect anew and have a trivial query answered, all within `timeout` seconds. Never raises for a sick server."""
+async def health(settings: Settings, *, timeout: float | None = None) -> Health:
+    """Connect anew and have a trivial query answered, all within `timeout` seconds (`postgres.health_timeout`).
+
+    Never raises for a server that is unwell.
+    """
+    limit = timeout if timeout is not None else settings.postgres.health_timeout
     begun = time.monotonic()
     try:
-        async with asyncio.timeout(timeout), connect(settings, timeout=timeout) as connection:
+        async with connect(settings, timeout=limit) as connection:
             await connection.execute("select 1")
-    except (TimeoutError, Hung):
-        return Health(Condition.HUNG, f"no answer within {timeout:g} s", time.monotonic() - begun)
+    except Hung as error:
+        return Health(Condition.HUNG, str(error), time.monotonic() - begun)
     except (psycopg.Error, Unreachable) as error:
-        condition = await _condition(settings, timeout=timeout)
-        return Health(condition, _first_line(error), time.monotonic() - begun)
+        condition = await _condition(settings, timeout=limit)
+        return Health(condition, str(error), time.monotonic() - begun)
     return Health(Condition.UP, "", time.monotonic() - begun)
 
 
-async def facts(settings: Settings, *, timeout: float) -> Facts:
-    """Connect anew and look at everything at once, within `timeout` seconds. Raises Unreachable."""
+async def facts(settings: Settings, *, timeout: float | None = None) -> Facts:
+    """Connect anew and look at everything at once, within `timeout` seconds (`postgres.health_timeout`).
+
+    Raises Hung if the deadline passes, Unreachable for everything else that keeps it from answering.
+    """
+    limit = timeout if timeout is not None else settings.postgres.health_timeout
     try:
-        async with asyncio.timeout(timeout), connect(settings, timeout=timeout) as connection:
+        async with connect(settings, timeout=limit) as connection:
             return await look(connection)
-    except TimeoutError:
-        raise Hung(f"PostgreSQL did not answer within {timeout:g} s") from None
     except psycopg.Error as error:
         raise Unreachable(f"PostgreSQL did not answer: {_first_line(error)}") from error
 
@@ -221,18 +236,17 @@ def _lsn(written: str | None) -> Lsn | None:
 
 async def _open(settings: Settings, *, timeout: float, application_name: str) -> Connection:
     try:
-        async with asyncio.timeout(timeout):
-            return await psycopg.AsyncConnection.connect(
-                host=str(settings.postgres.socket_dir),
-                port=settings.peer.postgres_port,
-                user="postgres",
-                dbname="postgres",
-                application_name=application_name,
-                connect_timeout=max(2, math.ceil(timeout)),
-                options="-c statement_timeout=0 -c lock_timeout=0 -c idle_in_transaction_session_timeout=0",
-                autocommit=True,
-            )
-    except (TimeoutError, psycopg.errors.ConnectionTimeout):
+        return await psycopg.AsyncConnection.connect(
+            host=str(settings.postgres.socket_dir),
+            port=settings.peer.postgres_port,
+            user="postgres",
+            dbname="postgres",
+            application_name=application_name,
+            connect_timeout=max(2, math.ceil(timeout)),
+            options="-c statement_timeout=0 -c lock_timeout=0 -c idle_in_transaction_session_timeout=0",
+            autocommit=True,
+        )
+    except psycopg.errors.ConnectionTimeout:
         raise Hung(f"no connection to PostgreSQL within {timeout:g} s") from None
     except psycopg.OperationalError as error:
         raise Unreachable(f"no connection to PostgreSQL: {_first_line(error)}") from error

@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, LiteralString
+
+import psycopg
 
 from manatee.config import Settings
 from manatee.log import Logger
@@ -39,6 +41,7 @@ class Server:
         self.repairs = 0
         """How often something else had won over the sitter's settings."""
         self.exited = self._postmaster.exited
+        self._timeout = settings.postgres.query_timeout
 
     @property
     def running(self) -> bool:
@@ -89,7 +92,7 @@ class Server:
             await asyncio.sleep(LOOK)
 
     async def _wrong(self, replication: Replication) -> list[configuration.Wrong]:
-        async with queries.connect(self._settings) as connection:
+        async with queries.connect(self._settings, timeout=self._timeout) as connection:
             return await configuration.read_back(connection, self._settings, replication.values())
 
     def _report_taken(self, taken: dict[str, str]) -> None:
@@ -107,7 +110,7 @@ class Server:
         self.replication = STOPPED
 
     async def stop_cleanly(self) -> None:
-        """Stop it so that the sync receives the shutdown record: checkpoint, gate, only the sync's walsender, then fast.
+        """Stop it so that the sync receives the shutdown record: checkpoint, gate, other walsenders ended, fast stop.
 
         Within `postgres.handover_timeout` seconds; what has not stopped by then is stopped at once.
         """
@@ -116,14 +119,12 @@ class Server:
         if not self.standby:
             try:
                 async with asyncio.timeout(limit):
-                    async with queries.connect(self._settings) as connection:
-                        await connection.execute("checkpoint")
+                    await self._execute("checkpoint")
                     await self.configure(replace(self.replication, read_only=True))
-                    async with queries.connect(self._settings) as connection:
-                        await connection.execute(
-                            "select pg_terminate_backend(pid) from pg_stat_replication where application_name <> %s",
-                            [self.replication.commits_wait_for],
-                        )
+                    await self._execute(
+                        "select pg_terminate_backend(pid) from pg_stat_replication where application_name <> %s",
+                        self.replication.commits_wait_for,
+                    )
             except (PostgresError, TimeoutError) as error:
                 self._log.warning("stopping at once: no clean stop is possible", error=str(error))
                 await self.stop("immediate")
@@ -134,8 +135,14 @@ class Server:
     async def shut_out_clients(self) -> None:
         """Close the write gate and end every client's session. Walsenders go on. Raises PostgresError."""
         await self.configure(replace(self.replication, read_only=True))
-        async with queries.connect(self._settings) as connection:
-            await connection.execute(
-                "select pg_terminate_backend(pid) from pg_stat_activity"
-                " where backend_type = 'client backend' and pid <> pg_backend_pid()"
-            )
+        await self._execute(
+            "select pg_terminate_backend(pid) from pg_stat_activity"
+            " where backend_type = 'client backend' and pid <> pg_backend_pid()"
+        )
+
+    async def _execute(self, statement: LiteralString, *values: str) -> None:
+        try:
+            async with queries.connect(self._settings, timeout=self._timeout) as connection:
+                await connection.execute(statement, values)
+        except psycopg.Error as error:
+            raise PostgresError(f"{statement.split(maxsplit=1)[0]}: {error}") from error

@@ -34,18 +34,19 @@ def credentials(settings: Settings) -> Mapping[str, Any]:
     return {"user": account.uid, "group": account.gid, "extra_groups": account.groups}
 
 
-async def run_tool(settings: Settings, tool: str, *arguments: str, timeout: float) -> str:
+async def run_tool(settings: Settings, tool: str, *arguments: str, timeout: float | None = None) -> str:
     """Run `tool` from `postgres.bin_dir` to its end and return what it wrote to standard output.
 
     Raises ToolFailed if it cannot be run, exits with another status than 0 (the reason is its last line), or takes
-    longer than `timeout` seconds. It is never left running, on cancellation neither.
+    longer than `timeout` seconds (`postgres.query_timeout`). It is never left running, on cancellation neither.
     """
+    limit = timeout if timeout is not None else settings.postgres.query_timeout
     program = settings.postgres.bin_dir / tool
     try:
-        async with asyncio.timeout(timeout):
+        async with asyncio.timeout(limit):
             status, output, complaint = await _run(settings, str(program), *arguments)
     except TimeoutError:
-        raise ToolFailed(tool, f"not finished after {timeout:g} s") from None
+        raise ToolFailed(tool, f"not finished after {limit:g} s") from None
     except OSError as error:
         raise ToolFailed(tool, f"{program} cannot be run: {error.strerror}") from error
     if status != 0:

@@ -10,7 +10,7 @@ from sitter.postgres.errors import ToolFailed
 from sitter.postgres.tools import run_tool
 
 
-async def of_programs(settings: Settings, *, timeout: float) -> int:
+async def of_programs(settings: Settings, *, timeout: float | None = None) -> int:
     """The major version of the `postgres` program; raises ToolFailed."""
     output = await run_tool(settings, "postgres", "--version", timeout=timeout)
     match = re.search(r"\(PostgreSQL\) (\d+)", output)

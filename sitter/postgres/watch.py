@@ -80,7 +80,7 @@ class Watch:
                 self.facts, self.problem = None, None
                 self.hung.clear()
                 return
-            self.facts = await queries.look(self._settings)
+            self.facts = await queries.facts(self._settings, timeout=self._settings.postgres.health_timeout)
             self._seen_at = time.monotonic()
             self.problem = None
             self.hung.clear()

@@ -1,0 +1,88 @@
+"""Finds out, beside the daemon's loop, how our WAL stands to an upstream's, for as long as the core wants to know."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import aiohttp
+
+from manatee.config import Settings
+from manatee.log import Logger
+from sitter.postgres.compare import compare
+from sitter.postgres.errors import PostgresError
+from sitter.view import Compare, Link
+
+FIRST_DELAY = 0.1
+LONGEST_DELAY = 2.0
+"""Seconds between two comparisons with the same upstream: the first, doubling up to the last."""
+
+
+class Comparer:
+    """Answers the newest question asked of it; `link` is the newest answer."""
+
+    def __init__(self, settings: Settings, log: Logger, on_change: Callable[[], None]) -> None:
+        self._settings = settings
+        self._log = log
+        self._on_change = on_change
+        self._wanted: Compare | None = None
+        self._asked = asyncio.Event()
+        self.link: Link | None = None
+        self.problem: str | None = None
+        """Why there is no answer to the present question."""
+
+    def want(self, question: Compare | None) -> None:
+        """Find this out, again and again until something else, or nothing, is wanted."""
+        if question != self._wanted:
+            self._wanted = question
+            self.problem = None
+            self._asked.set()
+
+    def forget(self) -> None:
+        """The data here are being replaced: what was found out about them is void."""
+        self.link = None
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        async with aiohttp.ClientSession() as http:
+            while True:
+                self._asked.clear()
+                if self._wanted is None:
+                    await self._asked.wait()
+                    continue
+                work = asyncio.create_task(self._keep_comparing(http, self._wanted))
+                try:
+                    await self._asked.wait()
+                finally:
+                    work.cancel()
+                    await asyncio.gather(work, return_exceptions=True)
+
+    async def _keep_comparing(self, http: aiohttp.ClientSession, question: Compare) -> None:
+        delay = FIRST_DELAY
+        while True:
+            await self._compare(http, question)
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, LONGEST_DELAY)
+
+    async def _compare(self, http: aiohttp.ClientSession, question: Compare) -> None:
+        upstream = question.upstream
+        try:
+            found = await compare(self._settings, upstream, http)
+        except PostgresError as error:
+            problem = str(error)
+        else:
+            if found.answer is not None:
+                link = Link(
+                    upstream.id, question.generation, question.proof, found.answer, found.upstream_flush, found.reason
+                )
+                if link != self.link:
+                    self._log.info(
+                        "compared with upstream", upstream=upstream.label, answer=found.answer, detail=found.reason
+                    )
+                self.link, self.problem = link, None
+                self._on_change()
+                return
+            problem = found.reason
+        if problem != self.problem:
+            self._log.warning("not comparable with upstream yet", upstream=upstream.label, reason=problem)
+        self.problem = problem

@@ -1,0 +1,250 @@
+"""The loop of the sitter: it feeds the core views and carries its decisions out.
+
+Every turn looks at everything, asks `decide`, and acts in the order of `Decision`'s contract. Turns come when ZooKeeper
+or PostgreSQL changed, when the core asked to be asked again, and once a second. What takes long (starting, sealing,
+promoting, restoring, comparing) runs beside the loop, in `Transitions` and `Comparer`; what they reach are facts of
+later views. While ZooKeeper cannot be asked nothing is decided: PostgreSQL goes on as it was told last.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from dataclasses import replace
+
+from manatee import __version__
+from manatee.cluster import PeerStatus
+from manatee.config import Settings
+from manatee.coordination import Conflict, Coordination, CoordinationError
+from manatee.log import Logger
+from sitter.comparer import Comparer
+from sitter.decide import decide
+from sitter.fence import cut_off
+from sitter.memory import MemoryFile
+from sitter.observer import Observer
+from sitter.postgres.server import Server
+from sitter.postgres.watch import Watch
+from sitter.report import Report, Sources, report
+from sitter.transitions import Transitions
+from sitter.view import Decision, Initialize, Primary, Restore, View
+
+TURN = 1.0
+"""Seconds between turns in which nothing happened: PostgreSQL is looked at this often."""
+
+STATUS_INTERVAL = 10.0
+"""Seconds before a status is written again although only its position has changed."""
+
+
+class Daemon:
+    """One sitter, from `run` until it has left."""
+
+    def __init__(self, settings: Settings, log: Logger) -> None:
+        self._settings = settings
+        self._log = log
+        self._me = settings.identity
+        self._changed = asyncio.Event()
+        self._memory = MemoryFile(settings.sitter.state_dir)
+        self._coordination = Coordination(settings.zookeeper, settings.shard.root, log, self.wake)
+        self._server = Server(settings, log)
+        self._watch = Watch(settings, self._server)
+        self._transitions = Transitions(settings, self._server, self._watch, log, self.wake)
+        self._comparer = Comparer(settings, log, self.wake)
+        self._observer = Observer(settings, self._coordination, self._watch, self._transitions, self._comparer)
+        self._fenced = False
+        self._leaving = False
+        self._resigned_at: float | None = None
+        self._published: tuple[PeerStatus, float] | None = None
+        self._view: View | None = None
+        self._decision: Decision | None = None
+        self.turned_at = time.monotonic()
+        """When the loop last turned, for the watchdog."""
+
+    def wake(self) -> None:
+        """Look again: something has changed."""
+        self._changed.set()
+
+    def leave(self) -> None:
+        """Hand over if that is possible, stop PostgreSQL, and end `run`."""
+        self._leaving = True
+        self.wake()
+
+    def reload(self) -> None:
+        """Have PostgreSQL read the operator's files again."""
+        self._server.reload()
+
+    def report(self) -> Report:
+        """What the sitter has to say of itself now."""
+        return report(
+            Sources(
+                self._settings,
+                self._view,
+                self._decision,
+                self._watch,
+                self._transitions,
+                self._comparer,
+                self._coordination,
+                self._fenced,
+            )
+        )
+
+    async def run(self) -> None:
+        """Until `leave` has been carried out. PostgreSQL is dead when this returns or raises."""
+        if self._memory.memory.seal is not None:
+            self._coordination.assume_open()
+        try:
+            await self._coordination.start()
+            async with asyncio.TaskGroup() as tasks:
+                beside = [tasks.create_task(part.run()) for part in (self._transitions, self._comparer, self._watch)]
+                while not await self._turn():
+                    pass
+                for task in beside:
+                    task.cancel()
+        finally:
+            await self._server.stop("immediate")
+            with contextlib.suppress(CoordinationError):
+                await self._coordination.close()
+
+    # --- One turn -----------------------------------------------------------------------------------------------
+
+    async def _turn(self) -> bool:
+        """Look, decide, act, wait; returns whether we have left."""
+        self._changed.clear()
+        self.turned_at = time.monotonic()
+        await self._watch.look()
+        resigned_for = None if self._resigned_at is None else time.monotonic() - self._resigned_at
+        try:
+            view = await self._observer.view(self._memory.memory, leaving=self._leaving, resigned_for=resigned_for)
+        except CoordinationError as error:
+            self._log.debug("ZooKeeper cannot be asked", error=str(error))
+            view = None
+        if view is None:
+            self._go_on_unheard()
+        else:
+            self._fenced = False
+            decision = decide(view)
+            self._note(decision)
+            self._view, self._decision = view, decision
+            await self._carry_out(view, decision)
+        if self._leaving and not self._server.running and (view is None or self._resigned_at is not None):
+            return True
+        if self._leaving and view is None:
+            return True  # nobody can be told, and nobody could take over: run() ends PostgreSQL
+        await self._wait()
+        return False
+
+    def _go_on_unheard(self) -> None:
+        """PostgreSQL goes on as it was told last, but for a primary that is cut off from its sync, too."""
+        if self._view is None or self._decision is None or not isinstance(self._decision.database, Primary):
+            return
+        fenced = cut_off(
+            self._view,
+            self._watch.facts,
+            disconnected_for=self._coordination.disconnected_for,
+            session_timeout=self._settings.zookeeper.session_timeout,
+        )
+        if fenced != self._fenced:
+            self._log.error("fencing: neither ZooKeeper nor the sync is there" if fenced else "no longer fenced")
+        self._fenced = fenced
+        self._transitions.want(replace(self._decision.database, fenced=fenced))
+
+    async def _wait(self) -> None:
+        """Until something changes, or it is time to look again."""
+        soon = self._decision.look_again if self._decision else None
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(TURN if soon is None else max(0.0, min(soon, TURN))):
+                await self._changed.wait()
+
+    def _note(self, decision: Decision) -> None:
+        """Log what is decided, when it is news."""
+        before = self._decision
+        if before is None or (before.reason, before.role) != (decision.reason, decision.role):
+            self._log.info(
+                decision.reason,
+                role=decision.role,
+                generation=decision.memory.generation,
+                waiting_for=decision.waiting_for,
+            )
+
+    async def _carry_out(self, view: View, decision: Decision) -> None:
+        """In the order of Decision's contract: the memory first."""
+        if self._memory.remember(decision.memory):
+            self._log.info("remembered", **_words(decision))
+        if isinstance(decision.database, Initialize | Restore):
+            self._comparer.forget()
+        self._transitions.system_identifier = view.cluster.system_identifier if view.cluster else None
+        self._transitions.want(decision.database)
+        self._comparer.want(decision.compare)
+        try:
+            if decision.resign:
+                await self._resign()
+            elif view.me.id not in view.present:
+                await self._join()
+            if not decision.resign:
+                await self._publish(view, decision)
+            if decision.cluster:
+                await self._coordination.complete_cluster(decision.cluster)
+            if decision.write:
+                await self._write(decision)
+        except CoordinationError as error:
+            self._log.warning("ZooKeeper: not done", error=str(error), kind=type(error).__name__)
+
+    async def _write(self, decision: Decision) -> None:
+        assert decision.write is not None
+        write = decision.write
+        try:
+            await self._coordination.write_state(write.state, version=write.version, cluster=write.cluster)
+        except Conflict as error:
+            self._log.info("the cluster state had changed already", error=str(error))
+        else:
+            self._log.info(
+                "wrote the cluster state",
+                generation=write.state.generation,
+                primary=write.state.primary.label,
+                sync=write.state.sync.label if write.state.sync else None,
+                reason=decision.reason,
+            )
+        self.wake()
+
+    async def _resign(self) -> None:
+        """Leave the active list, once PostgreSQL is dead."""
+        if not self._server.running and self._transitions.idle:
+            await self._coordination.resign()
+            if self._resigned_at is None:
+                self._resigned_at = time.monotonic()
+                self.wake()
+
+    async def _join(self) -> None:
+        await self._coordination.join(self._me)
+        self._resigned_at, self._published = None, None
+        self.wake()
+
+    async def _publish(self, view: View, decision: Decision) -> None:
+        """Say of ourselves what the others need to know; a position alone is news only now and then."""
+        facts, now = self._watch.facts, time.monotonic()
+        status = PeerStatus(
+            initialized=view.database.initialized,
+            system_identifier=view.database.identifier,
+            serving=decision.serving,
+            ready=decision.ready,
+            compares=decision.compares,
+            restoring=isinstance(decision.database, Restore),
+            generation=decision.memory.generation,
+            proof=decision.memory.proof,
+            timeline=facts.timeline if facts else None,
+            lsn=view.database.end,
+            version=__version__,
+        )
+        if self._published is not None:
+            said, at = self._published
+            if now - at < STATUS_INTERVAL and said.model_copy(update={"lsn": status.lsn}) == status:
+                return
+        if self._published is None or self._published[0] != status:
+            await self._coordination.publish(status)
+            self._published = status, now
+
+
+def _words(decision: Decision) -> dict[str, object]:
+    memory = decision.memory
+    seal = f"{memory.seal.position} of generation {memory.seal.generation}" if memory.seal else None
+    return {"generation": memory.generation, "proof": memory.proof, "seal": seal}

@@ -1,0 +1,79 @@
+"""`manatee-sitter`: settings, signals, the status server and the watchdog around one `Daemon`.
+
+SIGTERM and SIGINT: hand over if that is possible, stop PostgreSQL, leave. SIGHUP: PostgreSQL reads the operator's
+files again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import click
+
+from manatee import __version__, log
+from manatee.config import BadConfiguration, Settings, load
+from sitter.daemon import Daemon
+from sitter.memory import MemoryLost
+from sitter.status import StatusServer
+
+STALLED = 70
+"""Exit status of a sitter whose loop has stalled (EX_SOFTWARE)."""
+
+
+@click.command()
+@click.option("-c", "--config", required=True, envvar="MANATEE_SITTER_CONFIG", type=Path, help="The settings file.")
+@click.version_option(__version__, prog_name="manatee-sitter")
+def main(config: Path) -> None:
+    """Run this peer's PostgreSQL in the role that the shard gives it."""
+    try:
+        settings = load(config)
+        settings.sitter.state_dir.mkdir(parents=True, exist_ok=True)
+        asyncio.run(_run(settings))
+    except (BadConfiguration, MemoryLost, OSError) as error:
+        sys.exit(f"manatee-sitter: {error}")
+
+
+async def _run(settings: Settings) -> None:
+    logger = log.set_up(settings.log, peer=settings.identity.label)
+    daemon = Daemon(settings, logger)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, daemon.leave)
+    loop.add_signal_handler(signal.SIGHUP, daemon.reload)
+    status = StatusServer(settings.peer.ip, settings.status_port, daemon.report)
+    await status.start()
+    logger.info("sitter started", id=settings.identity.id, shard=settings.shard.root, version=__version__)
+    _watch(daemon, settings.zookeeper.session_timeout)
+    try:
+        await daemon.run()
+    finally:
+        await status.close()
+    logger.info("sitter ended")
+
+
+def _watch(daemon: Daemon, limit: float) -> None:
+    """End the process when its loop does not turn: kazoo's threads would keep the session of such a sitter alive.
+
+    PostgreSQL dies with the process. Two looks in a row must find it stalled, so that a machine that was frozen as a
+    whole does not end it before the loop has had its turn.
+    """
+
+    def look() -> None:
+        strikes = 0
+        while strikes < 2:
+            time.sleep(limit / 4)
+            strikes = strikes + 1 if time.monotonic() - daemon.turned_at > limit else 0
+        os.write(2, f"manatee-sitter: the main loop has not turned for {limit:g} s: ending\n".encode())
+        os._exit(STALLED)
+
+    threading.Thread(target=look, name="watchdog", daemon=True).start()
+
+
+if __name__ == "__main__":
+    main()

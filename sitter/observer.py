@@ -1,0 +1,132 @@
+"""Puts together what a peer knows at one moment: ZooKeeper, the database, the memory, and since when it has been so."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Mapping
+
+from manatee.cluster import Peer, application_name
+from manatee.config import Settings
+from manatee.coordination import Active, Coordination
+from sitter.comparer import Comparer
+from sitter.postgres import versions
+from sitter.postgres.queries import Facts
+from sitter.postgres.watch import Watch
+from sitter.shard import Shard
+from sitter.transitions import Transitions
+from sitter.view import Database, Limits, Memory, Present, View
+
+FLICKER = 1.0
+"""Seconds for which a receiver that streamed counts as streaming: it starts anew when its upstream changes timeline."""
+
+
+class Observer:
+    """Makes views. All it remembers is since when things have been so, by our own monotonic clock."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        coordination: Coordination,
+        watch: Watch,
+        transitions: Transitions,
+        comparer: Comparer,
+    ) -> None:
+        self._settings = settings
+        self._me = settings.identity
+        self._coordination = coordination
+        self._watch = watch
+        self._transitions = transitions
+        self._comparer = comparer
+        self._unready: Mapping[str, float] = {}
+        self._streamed: tuple[str, float] = "", 0.0
+        self._writable_since: float | None = None
+        given = settings.postgres
+        self._limits = Limits(given.sync_grace, given.seal_timeout, given.crash_restart_timeout, given.handover_timeout)
+
+    async def view(self, memory: Memory, *, leaving: bool, resigned_for: float | None) -> View:
+        """Everything known now. Raises CoordinationError while ZooKeeper cannot be asked."""
+        if self._coordination.write_open:
+            await self._coordination.settle()
+        seen = await self._coordination.read()
+        # Our id under another session's node is what a former process left: it says nothing of us.
+        active = [one for one in seen.active if one.peer.id != self._me.id or one.node == seen.joined]
+        state = seen.state
+        named = (*state.assigned, *state.deposed) if state else ()
+        known = {peer.id: peer for peer in (*(one.peer for one in active), *named)}
+        view = View(
+            me=self._me,
+            now=time.time(),
+            active=tuple(Present(one.peer, one.status, one.promises_status) for one in active),
+            state=state,
+            state_problem=seen.state_problem or (seen.cluster_problem and f"cluster: {seen.cluster_problem}"),
+            version=seen.version,
+            cluster=seen.cluster,
+            has_history=seen.has_history,
+            database=self._database(known.values()),
+            memory=memory,
+            write_open=self._coordination.write_open,
+            singleton=self._settings.shard.singleton,
+            leaving=leaving,
+            resigned_for=resigned_for,
+            limits=self._limits,
+        )
+        return self._timed(view, active)
+
+    def _timed(self, view: View, active: list[Active]) -> View:
+        """The same with the time that each present peer has been unready."""
+        if view.state is None:
+            return view
+        shard, now = Shard(view, view.state), time.monotonic()
+        self._unready = {one.node: self._unready.get(one.node, now) for one in active if not shard.ready(one.peer)}
+        since = {one.peer.id: now - self._unready[one.node] for one in active if one.node in self._unready}
+        return view.with_unready_times(since)
+
+    # --- The database -------------------------------------------------------------------------------------------
+
+    def _database(self, known: Iterable[Peer]) -> Database:
+        watch, transitions = self._watch, self._transitions
+        facts = watch.facts if watch.healthy else None
+        names = {application_name(peer): peer.id for peer in known}
+        version = versions.of_data(self._settings.storage.data_dir)
+        return Database(
+            initialized=watch.initialized,
+            identifier=watch.identifier,
+            version=str(version) if version else None,
+            online=facts is not None,
+            writable_for=self._writable_for(facts),
+            end=facts.flush if facts else None,
+            sealed=transitions.sealed,
+            sealed_for=_since(transitions.sealed_since, never=0.0),
+            unsealed_for=_since(transitions.unsealed_since, never=math.inf),
+            upstream=transitions.upstream.id if transitions.upstream else None,
+            streaming=self._streaming(facts, transitions.upstream),
+            attached={
+                names[row.application_name]: row.flush
+                for row in (facts.downstreams if facts else ())
+                if row.application_name in names and row.state == "streaming" and row.flush is not None
+            },
+            link=self._comparer.link,
+            failing_for=None if transitions.failing_since is None else _since(transitions.failing_since, never=0.0),
+            handing_over=transitions.handing_over,
+        )
+
+    def _streaming(self, facts: Facts | None, upstream: Peer | None) -> bool:
+        if facts is None or upstream is None:
+            return False
+        now, receiver = time.monotonic(), facts.receiver
+        if receiver and receiver.status == "streaming" and f"host={upstream.ip} " in f"{receiver.conninfo} ":
+            self._streamed = upstream.id, now
+        peer, at = self._streamed
+        return peer == upstream.id and now - at < FLICKER
+
+    def _writable_for(self, facts: Facts | None) -> float:
+        if facts is None or facts.in_recovery:
+            self._writable_since = None
+        elif self._writable_since is None:
+            self._writable_since = time.monotonic()
+        return _since(self._writable_since, never=0.0)
+
+
+def _since(moment: float | None, *, never: float) -> float:
+    return never if moment is None else time.monotonic() - moment

@@ -1,0 +1,294 @@
+"""Brings PostgreSQL from what it is to what is wanted: start, stop, follow, seal, promote, open, restore.
+
+One transition at a time. It looks at what is there, so it can be given up at any await and begun again; a newer
+decision does just that. It never decides: what it has reached are facts (`sealed`, `upstream`, ...) for the next view.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+
+from manatee.cluster import Peer, application_name
+from manatee.config import Settings
+from manatee.log import Logger
+from manatee.lsn import Lsn
+from manatee.storage import StorageError, open_storage
+from sitter.bootstrap import Progress, RestoreFailed
+from sitter.bootstrap import Restore as Transfer
+from sitter.postgres import initdb, versions
+from sitter.postgres.configuration import ALONE, NOBODY, Replication, conninfo
+from sitter.postgres.errors import PostgresError, RestartNeeded
+from sitter.postgres.gate import caught_up
+from sitter.postgres.promote import promote
+from sitter.postgres.seal import seal_primary, seal_standby
+from sitter.postgres.server import Server
+from sitter.postgres.watch import Watch
+from sitter.view import Initialize, Keep, Primary, Restore, Standby, Stopped, Wanted
+
+RETRY_DELAY = 0.2
+RETRY_DELAY_MAX = 5.0
+"""Seconds between two attempts at a transition that fails: the first, doubling up to the last."""
+
+RESTART_DELAY = 0.1
+"""Seconds between PostgreSQL's death and its restart in place."""
+
+
+class Transitions:
+    """Carries out the newest wish, until cancelled; then PostgreSQL is dead."""
+
+    def __init__(
+        self, settings: Settings, server: Server, watch: Watch, log: Logger, on_change: Callable[[], None]
+    ) -> None:
+        self._settings = settings
+        self._me = settings.identity
+        self._server = server
+        self._watch = watch
+        self._log = log
+        self._on_change = on_change
+        self._wanted: Wanted = Keep()
+        self._news = asyncio.Event()
+        self.system_identifier: str | None = None
+        """The shard's, for a restore to insist on."""
+        self.upstream: Peer | None = None
+        """Whom PostgreSQL is set to follow."""
+        self.sealed: Lsn | None = None
+        self.sealed_since: float | None = None
+        self.unsealed_since: float | None = None
+        self.failing_since: float | None = None
+        self.handing_over = False
+        self.restarts = 0
+        self.doing: str | None = None
+        """The step that is being done, for people."""
+        self.problem: str | None = None
+        """Why the last attempt at the present wish failed."""
+        self.restore: Progress | None = None
+
+    @property
+    def idle(self) -> bool:
+        """What is wanted has come about."""
+        return self.doing is None and not self._news.is_set()
+
+    @property
+    def open(self) -> bool:
+        """PostgreSQL runs as a primary that lets clients write."""
+        return self._server.running and not self._server.standby and not self._server.replication.read_only
+
+    def want(self, wanted: Wanted) -> None:
+        """Bring this about; a transition towards something else is given up."""
+        if isinstance(wanted, Keep) or wanted == self._wanted:
+            return
+        self._wanted = wanted
+        self.problem = None
+        self._news.set()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        delay = RETRY_DELAY
+        while True:
+            self._news.clear()
+            wanted = self._wanted
+            try:
+                if not await self._unless_news(self._bring_about(wanted)):
+                    delay = RETRY_DELAY
+                    continue
+            except (PostgresError, StorageError, RestoreFailed, OSError) as error:
+                self._failed(wanted, error)
+                await self._unless_news(asyncio.sleep(delay))
+                delay = min(2 * delay, RETRY_DELAY_MAX)
+                continue
+            self.doing, self.problem, delay = None, None, RETRY_DELAY
+            self._on_change()
+            if await self._unless_news(self._watch_over(wanted)):
+                await self._unless_news(asyncio.sleep(RESTART_DELAY))
+
+    async def _unless_news(self, work: object) -> bool:
+        """Do the work, unless there is something newer to do: then it is cancelled, and the answer is False."""
+        task = asyncio.ensure_future(work)  # type: ignore[call-overload]
+        news = asyncio.create_task(self._news.wait())
+        try:
+            await asyncio.wait((task, news), return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                task.result()
+                return True
+            return False
+        finally:
+            for each in (task, news):
+                each.cancel()
+            await asyncio.gather(task, news, return_exceptions=True)
+
+    async def _watch_over(self, wanted: Wanted) -> None:
+        """Returns when PostgreSQL has died, or hangs, although it should run."""
+        if not isinstance(wanted, Primary | Standby):
+            await asyncio.Event().wait()
+        died = asyncio.create_task(self._server.exited.wait())
+        hung = asyncio.create_task(self._watch.hung.wait())
+        try:
+            await asyncio.wait((died, hung), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            died.cancel()
+            hung.cancel()
+        self.failing_since = self.failing_since or time.monotonic()
+        self.restarts += 1
+        if not self._server.exited.is_set():
+            self._log.error("PostgreSQL does not answer: ending it", problem=self._watch.problem)
+            await self._server.stop("immediate")
+        else:
+            self._log.error("PostgreSQL died: restarting it", last_words=self._server.last_words)
+        self._void_seal()
+        self._on_change()
+
+    def _failed(self, wanted: Wanted, error: Exception) -> None:
+        problem = str(error)
+        if problem != self.problem:
+            self._log.error("transition failed", wanted=type(wanted).__name__, doing=self.doing, error=problem)
+        self.problem = problem
+        if isinstance(wanted, Primary | Standby) and not self._server.running:
+            self.failing_since = self.failing_since or time.monotonic()
+        self._on_change()
+
+    # --- What can be wanted -------------------------------------------------------------------------------------
+
+    async def _bring_about(self, wanted: Wanted) -> None:
+        match wanted:
+            case Keep():
+                pass
+            case Stopped():
+                await self._stop(clean=wanted.clean)
+            case Initialize():
+                await self._initialize()
+            case Restore():
+                await self._restore(wanted.sources)
+            case Primary():
+                await self._primary(wanted)
+            case Standby():
+                await self._standby(wanted)
+
+    async def _stop(self, *, clean: bool) -> None:
+        self.doing = "stopping PostgreSQL"
+        self.failing_since = None
+        if clean and self._server.running:
+            self.handing_over = not self._server.standby
+            await self._server.stop_cleanly()
+        await self._server.stop("immediate")
+        self.upstream = None
+        self._void_seal()
+
+    async def _initialize(self) -> None:
+        self.doing = "creating the database with initdb"
+        made = await initdb.initialize(self._settings, self._log, timeout=self._settings.postgres.start_timeout)
+        initdb.adopt(self._settings, made)
+        self._watch.forget_identity()
+
+    async def _restore(self, sources: tuple[Peer, ...]) -> None:
+        if not sources:
+            self.doing = "waiting for a peer to restore from"
+            return
+        self.doing = f"restoring from {sources[0].label}"
+        await self._server.stop("immediate")
+        transfer = Transfer(self._settings, open_storage(self._settings), self._log, self._progressed)
+        self.restore = transfer.progress
+
+        async def before_adopt() -> None:
+            self._watch.forget_identity()
+
+        await transfer.run(
+            sources,
+            major_version=str(
+                await versions.of_programs(self._settings, timeout=self._settings.postgres.query_timeout)
+            ),
+            system_identifier=self.system_identifier,
+            before_adopt=before_adopt,
+        )
+        initdb.write_access_files(self._settings)
+        self._watch.forget_identity()
+
+    def _progressed(self, progress: Progress) -> None:
+        self.restore = progress
+        self._on_change()
+
+    async def _primary(self, wanted: Primary) -> None:
+        name = application_name(wanted.sync) if wanted.sync else ALONE
+        self.handing_over = False
+        if not self._server.running:
+            self.doing = "starting PostgreSQL"
+            waits_for = NOBODY if wanted.sealed else name
+            await self._server.start(Replication(waits_for, read_only=True), as_standby=self._server.is_standby_on_disk)
+        await self._online()
+        if self._server.standby:
+            self.doing = "promoting PostgreSQL"
+            await self._server.configure(Replication(name, read_only=True))
+            await promote(self._settings, self._log)
+            self._server.standby = False
+            self._void_seal()
+        self.upstream = None
+        if wanted.sealed:
+            if self.sealed is None:
+                self.doing = "sealing: from now on nothing more is acknowledged"
+                self._seal_at(await seal_primary(self._settings, self._server, wanted.sync))
+            return
+        if self._server.replication.commits_wait_for != name:
+            self.doing = "having commits wait for the sync"
+            await self._server.configure(Replication(name, read_only=self._server.replication.read_only))
+        self._unseal()
+        if wanted.fenced:
+            self.doing = "shutting clients out"
+            await self._server.shut_out_clients()
+        elif self._server.replication.read_only:
+            self.doing = "waiting until the sync has caught up, to accept writes"
+            if name != ALONE:
+                await caught_up(self._settings, name)
+            await self._server.configure(Replication(name, read_only=False))
+            self._log.info("accepting writes", sync=wanted.sync and wanted.sync.label)
+
+    async def _standby(self, wanted: Standby) -> None:
+        self.handing_over = False
+        upstream = None if wanted.sealed else wanted.upstream
+        target = Replication(NOBODY, read_only=True, upstream=conninfo(self._me, upstream) if upstream else None)
+        if self._server.running and not self._server.standby:
+            await self._server.stop("immediate")
+        if not self._server.running:
+            self.doing = "starting PostgreSQL as a standby"
+            await self._server.start(target, as_standby=True)
+        elif not wanted.sealed and self._server.replication != target:
+            self.doing = f"following {upstream.label}" if upstream else "following nobody"
+            await self._server.configure(target)
+        if not wanted.sealed:
+            self.upstream = upstream
+            self._unseal()
+        await self._online()
+        if wanted.sealed and self.sealed is None:
+            self.doing = "sealing: from now on nothing more is received"
+            try:
+                self._seal_at(await seal_standby(self._settings, self._server))
+            except RestartNeeded:
+                await self._server.stop("immediate")
+                raise
+
+    async def _online(self) -> None:
+        """Wait until PostgreSQL lets us in. Recovery takes as long as it takes; its death ends the wait."""
+        while not await self._watch.answers():
+            if self._server.exited.is_set():
+                raise PostgresError(f"PostgreSQL ended while it was starting: {self._server.last_words}")
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.02):
+                    await self._server.exited.wait()
+        self.failing_since = None
+        self._on_change()
+
+    # --- Seals --------------------------------------------------------------------------------------------------
+
+    def _seal_at(self, position: Lsn) -> None:
+        self.sealed, self.sealed_since = position, time.monotonic()
+        self._log.info("sealed", position=str(position))
+
+    def _unseal(self) -> None:
+        if self.sealed is not None:
+            self.unsealed_since = time.monotonic()
+            self._log.info("unsealed", position=str(self.sealed))
+        self._void_seal()
+
+    def _void_seal(self) -> None:
+        self.sealed = self.sealed_since = None
