@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -20,8 +21,10 @@ def installation(request: pytest.FixtureRequest) -> tuple[int, Path]:
 
 
 def _directory() -> Path:
-    """A directory that PostgreSQL's user may enter, with a name short enough for a socket's path."""
-    directory = Path(tempfile.mkdtemp(prefix="manatee-", dir="/tmp"))
+    """A directory that PostgreSQL's user may enter, with a name short enough for a socket's path; in memory if it can
+    be: copying a database is most of what these tests do."""
+    memory = Path("/dev/shm")
+    directory = Path(tempfile.mkdtemp(prefix="manatee-", dir=memory if os.access(memory, os.W_OK) else "/tmp"))
     directory.chmod(0o755)
     give(directory)
     return directory
