@@ -17,11 +17,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TypeVar
 
-from kazoo.exceptions import BadVersionError, NodeExistsError, NoNodeError, ZookeeperError
+from kazoo.exceptions import NodeExistsError, NoNodeError
 
 from manatee.cluster import BadDocument, Cluster, ClusterState, Peer, PeerStatus, Wire, election_data
 from manatee.config import ZooKeeper
@@ -34,12 +34,13 @@ from manatee.session import (
     OutcomeUnknown,
     Session,
     Unreachable,
-    check,
     create,
     delete,
+    refusals,
     write,
 )
-from manatee.shard import Active, HistoryEntry, ShardView, active, entry, newest, peer_id, sequence
+from manatee.shard import Active, HistoryEntry, Layout, ShardView, active, entry, newest, peer_id, sequence
+from manatee.statewriter import StateWriter
 from manatee.watched import Look, Watched, together
 
 __all__ = [
@@ -60,16 +61,6 @@ _BATCH = 100
 _Document = TypeVar("_Document", bound=Wire)
 
 
-@dataclass(frozen=True)
-class _OpenWrite:
-    """A write of the state that may still land."""
-
-    version: int | None
-    """What it was written over: a version of `state`, or None where there was none."""
-    known: bool
-    """False after a restart: it may have been written over any version."""
-
-
 class Coordination:
     """This process's part in one shard, over one ZooKeeper session.
 
@@ -84,16 +75,13 @@ class Coordination:
         self, settings: ZooKeeper, root: str, log: Logger, on_change: Callable[[], None] | None = None
     ) -> None:
         self.root = root
-        self._state = f"{root}/state"
-        self._cluster = f"{root}/cluster"
-        self._election = f"{root}/election"
-        self._history = f"{root}/history"
-        self._status = f"{root}/status"
+        self._layout = Layout(root)
         self._settings = settings
         self._log = log
         self._on_change = on_change
         self._session = Session(settings, log, self._event)
         self._watched = Watched(self._session)
+        self._writer = StateWriter(self._session, self._layout)
         self._told = False
         self._complained: set[tuple[str, int]] = set()
         self._entered: tuple[str, int | None] | None = None
@@ -102,7 +90,6 @@ class Coordination:
         """Our election node, and the session that it belongs to; found by `read` if the answer to `join` was lost."""
         self._published: tuple[str, bytes] | None = None
         self._cluster_version: int | None = None
-        self._open: _OpenWrite | None = None
 
     # The session ---------------------------------------------------------------------------------------------------
 
@@ -144,31 +131,31 @@ class Coordination:
             raise self._session.unreachable()
         limit = self._settings.request_timeout
         try:
-            with _refusals(f"read {self.root}"):
+            with refusals(f"read {self.root}"):
                 async with asyncio.timeout(limit):
                     return await self._watched.look(self._view)
         except TimeoutError:
             raise Unreachable(f"{self.root} in ZooKeeper could not be read within {limit:g} s") from None
 
     async def _view(self, look: Look) -> ShardView:
-        names = sorted(await look.children(self._election) or (), key=sequence)
+        names = sorted(await look.children(self._layout.election) or (), key=sequence)
         # History has no watch of its own children: they are written together with the state, and `_event` knows it.
         state, cluster, history, *elected = await together(
-            *(look.node(path) for path in (self._state, self._cluster, self._history)),
-            *(look.fixed(f"{self._election}/{name}") for name in names),
+            *(look.node(path) for path in (self._layout.state, self._layout.cluster, self._layout.history)),
+            *(look.fixed(f"{self._layout.election}/{name}") for name in names),
         )
         present = {name: node for name, node in zip(names, elected, strict=True) if node is not None}
         found, unreadable = self._peers(present)
         peers = newest(found)
         promised = [one.node for one in peers if one.promises_status]
-        said = await together(*(look.node(f"{self._status}/{name}") for name in promised))
+        said = await together(*(look.node(f"{self._layout.status}/{name}") for name in promised))
         statuses = {
-            name: self._parse(PeerStatus, f"{self._status}/{name}", node)[0]
+            name: self._parse(PeerStatus, f"{self._layout.status}/{name}", node)[0]
             for name, node in zip(promised, said, strict=True)
             if node is not None and node.owner == present[name].owner
         }
-        parsed, problem = self._parse(ClusterState, self._state, state)
-        identity, identity_problem = self._parse(Cluster, self._cluster, cluster)
+        parsed, problem = self._parse(ClusterState, self._layout.state, state)
+        identity, identity_problem = self._parse(Cluster, self._layout.cluster, cluster)
         self._cluster_version = cluster.version if cluster else None
         session = self._session.id
         ours = [one.node for one in found if present[one.node].owner == session]
@@ -194,7 +181,7 @@ class Coordination:
                 found.append(active(name, node.data))
             except BadDocument as error:
                 unreadable.append((name, str(error)))
-                self._complain(f"{self._election}/{name}", node, str(error))
+                self._complain(f"{self._layout.election}/{name}", node, str(error))
         return found, tuple(unreadable)
 
     def _parse(self, model: type[_Document], path: str, node: Node | None) -> tuple[_Document | None, str | None]:
@@ -217,8 +204,8 @@ class Coordination:
             self._told = False
         else:
             self._watched.forget(path)
-            if path == self._state:
-                self._watched.forget(self._history)
+            if path == self._layout.state:
+                self._watched.forget(self._layout.history)
         if self._on_change is not None and not self._told:
             self._told = True
             self._on_change()
@@ -227,18 +214,18 @@ class Coordination:
 
     async def join(self, peer: Peer) -> None:
         """Enter the active list as `peer`, unless this session is in it already. Makes the shard's paths."""
-        with _refusals("join the shard"):
-            await self._make_paths()
+        with refusals("join the shard"):
+            await self._session.make(*self._layout.parents)
             session = self._session.id
             self._entered = (peer.id, session)
             mine = await self._own(peer.id)
             if not mine:
                 data = json.dumps(election_data(peer), ensure_ascii=False).encode()
                 made = await self._session.commit(
-                    create(f"{self._election}/{peer.id}-", data, ephemeral=True, sequential=True)
+                    create(f"{self._layout.election}/{peer.id}-", data, ephemeral=True, sequential=True)
                 )
                 mine = [str(made[0]).rsplit("/", 1)[1]]
-            node = await self._session.node(f"{self._election}/{mine[-1]}")
+            node = await self._session.node(f"{self._layout.election}/{mine[-1]}")
         if session is None or node is None or node.owner != session:
             raise Unreachable("the ZooKeeper session ended while joining: join again")
         if self._mine != (mine[-1], session):
@@ -254,10 +241,10 @@ class Coordination:
         content = status.content()
         if self._published == (name, content):
             return
-        path = f"{self._status}/{name}"
+        path = f"{self._layout.status}/{name}"
         again = self._published is not None and self._published[0] == name
         self._published = None
-        with _refusals("publish this peer's status"):
+        with refusals("publish this peer's status"):
             try:
                 await self._session.commit(write(path, content) if again else create(path, content, ephemeral=True))
             except NoNodeError:
@@ -273,9 +260,9 @@ class Coordination:
         """
         if self._entered is None or self._entered[1] != self._session.id:
             return  # the session that had joined has ended, and its nodes with it
-        with _refusals("leave the shard"):
+        with refusals("leave the shard"):
             for name in await self._own(self._entered[0]):
-                for path in (f"{self._status}/{name}", f"{self._election}/{name}"):
+                for path in (f"{self._layout.status}/{name}", f"{self._layout.election}/{name}"):
                     with contextlib.suppress(NoNodeError):
                         await self._session.commit(delete(path))
                 self._log.info("resigned", node=name)
@@ -288,30 +275,22 @@ class Coordination:
 
     async def _own(self, id: str) -> list[str]:
         """The election nodes of that id that belong to our session, oldest first; one, unless an answer was lost."""
-        await self._session.catch_up(self._election)
-        children = sorted(await self._session.children(self._election) or (), key=sequence)
+        await self._session.catch_up(self._layout.election)
+        children = sorted(await self._session.children(self._layout.election) or (), key=sequence)
         names = [name for name in children if peer_id(name) == id]
-        nodes = await together(*(self._session.node(f"{self._election}/{name}") for name in names))
+        nodes = await together(*(self._session.node(f"{self._layout.election}/{name}") for name in names))
         return [name for name, node in zip(names, nodes, strict=True) if node and node.owner == self._session.id]
-
-    async def _make_paths(self) -> None:
-        steps = self.root.strip("/").split("/")
-        above = ["/" + "/".join(steps[: depth + 1]) for depth in range(len(steps))]
-        for path in (*above, self._election, self._history, self._status):
-            if await self._session.node(path) is None:
-                with contextlib.suppress(NodeExistsError):
-                    await self._session.commit(create(path))
 
     # Writing the state ---------------------------------------------------------------------------------------------
 
     @property
     def write_open(self) -> bool:
         """A write of the state may have landed, or may still land, and it is not known."""
-        return self._open is not None
+        return self._writer.open
 
     def assume_open(self) -> None:
         """After a restart: a write of the former process may still land."""
-        self._open = self._open or _OpenWrite(None, known=False)
+        self._writer.assume_open()
 
     async def write_state(
         self,
@@ -328,90 +307,14 @@ class Coordination:
         Raises Conflict if the state is no longer at that version, Unreachable if nothing was sent, OutcomeUnknown if
         it was and the answer is missing, after which `write_open` is true; CoordinationError if it already was.
         """
-        if self._open is not None:
-            raise CoordinationError("an earlier write of the cluster state is not settled yet")
-        prefix = new.generation if history_prefix is None else history_prefix
-        operations = [
-            *await self._over(version, new.content()),
-            create(f"{self._history}/{prefix}-", new.content(), sequential=True),
-            *((create(self._cluster, cluster.content()),) if cluster else ()),
-        ]
-        self._open = _OpenWrite(version, known=True)
-        try:
-            with _refusals("write the cluster state"):
-                await self._session.commit(*operations)
-        except OutcomeUnknown:
-            raise
-        except CoordinationError as error:
-            self._open = None
-            if isinstance(error.__cause__, NoNodeError):
-                await self._make_paths()  # a shard without `history` would be refused for ever
-            raise
-        self._open = None
-
-    async def _over(self, version: int | None, content: bytes) -> tuple[Any, ...]:
-        """What writes `state` over a version of it, or where there is none.
-
-        A version that is not there cannot be made to move on. The version of the shard's own node stands in for it:
-        `settle` moves that one, and a creation that comes later fails.
-        """
-        if version is not None:
-            return (write(self._state, content, version),)
-        try:
-            with _refusals("create the cluster state"):
-                await self._make_paths()
-                root = await self._session.node(self.root)
-        except OutcomeUnknown as error:  # of a path: the state itself was not sent
-            raise Unreachable(str(error)) from error
-        if root is None:
-            raise Conflict(f"{self.root} has just been removed")
-        return (check(self.root, root.version), create(self._state, content))
+        await self._writer.write(new, version=version, cluster=cluster, history_prefix=history_prefix)
 
     async def settle(self) -> None:
         """Make certain that no write of ours can land any more; afterwards `write_open` is false.
 
-        Either the state has moved past the version that was written over, or the same content is written again over
-        the version read, which can only succeed if the other did not land, and then that one cannot.
-
         Raises Unreachable or OutcomeUnknown when it is still open; CoordinationError if the state does not validate.
         """
-        while self._open is not None:
-            with _refusals("settle a write of the cluster state"):
-                await self._session.catch_up(self._state)
-                node = await self._session.node(self._state)
-                if self._passed(self._open, node):
-                    break
-                try:
-                    await self._write_again(node)
-                    break
-                except (BadVersionError, NodeExistsError, NoNodeError):
-                    continue  # somebody has written meanwhile, perhaps we
-        self._open = None
-
-    @staticmethod
-    def _passed(open_write: _OpenWrite, node: Node | None) -> bool:
-        if not open_write.known:
-            return False
-        if open_write.version is None:
-            return node is not None
-        return node is None or node.version > open_write.version
-
-    async def _write_again(self, node: Node | None) -> None:
-        if node is None:
-            root = await self._session.node(self.root)
-            if root is not None:
-                await self._session.commit(write(self.root, root.data, root.version))
-            return
-        try:
-            generation = ClusterState.parse(node.data).generation
-        except BadDocument as error:
-            raise CoordinationError(
-                f"a write cannot be settled: the cluster state does not validate: {error}"
-            ) from error
-        await self._session.commit(
-            write(self._state, node.data, node.version),
-            create(f"{self._history}/{generation}-", node.data, sequential=True),
-        )
+        await self._writer.settle()
 
     async def complete_cluster(self, cluster: Cluster) -> None:
         """Write `cluster` over the version last read, or where there was none.
@@ -419,48 +322,37 @@ class Coordination:
         Raises Conflict if it has changed since; OutcomeUnknown does no harm: read, and write again if need be.
         """
         version, content = self._cluster_version, cluster.content()
-        with _refusals("write the shard's identity"):
+        with refusals("write the shard's identity"):
             await self._session.commit(
-                create(self._cluster, content) if version is None else write(self._cluster, content, version)
+                create(self._layout.cluster, content)
+                if version is None
+                else write(self._layout.cluster, content, version)
             )
 
     # For operators -------------------------------------------------------------------------------------------------
 
     async def history(self) -> list[HistoryEntry]:
         """Every cluster state that was ever written, oldest first."""
-        with _refusals("read the history"):
-            names = sorted(await self._session.children(self._history) or (), key=sequence)
+        with refusals("read the history"):
+            names = sorted(await self._session.children(self._layout.history) or (), key=sequence)
             entries = []
             for start in range(0, len(names), _BATCH):
                 batch = names[start : start + _BATCH]
-                nodes = await together(*(self._session.node(f"{self._history}/{name}") for name in batch))
+                nodes = await together(*(self._session.node(f"{self._layout.history}/{name}") for name in batch))
                 entries += [entry(name, node) for name, node in zip(batch, nodes, strict=True) if node is not None]
         return entries
 
     async def shards(self) -> list[str]:
         """The names of the shards beside this one, and of this one if it exists."""
         parent = self.root.rsplit("/", 1)[0] or "/"
-        with _refusals(f"list {parent}"):
+        with refusals(f"list {parent}"):
             return sorted(await self._session.children(parent) or ())
 
     async def require_shard(self) -> None:
         """Raises NoSuchShard, with the names of those that exist, unless ZooKeeper knows this one."""
-        with _refusals(f"read {self.root}"):
+        with refusals(f"read {self.root}"):
             if await self._session.node(self.root) is not None:
                 return
         parent, name = self.root.rsplit("/", 1)
         known = ", ".join(await self.shards()) or "none"
         raise NoSuchShard(f'unknown shard "{name}": ZooKeeper has in {parent or "/"}: {known}')
-
-
-@contextlib.contextmanager
-def _refusals(doing: str) -> Iterator[None]:
-    """What ZooKeeper refused, in our own words: nothing of it was done."""
-    try:
-        yield
-    except (BadVersionError, NodeExistsError, NoNodeError) as error:
-        raise Conflict(f"could not {doing}: it has changed meanwhile, and nothing was written") from error
-    except ZookeeperError as error:
-        raise CoordinationError(
-            f"ZooKeeper refuses to {doing}: {type(error).__name__.removesuffix('Error')}"
-        ) from error

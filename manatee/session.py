@@ -18,13 +18,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from kazoo.exceptions import (
+    BadVersionError,
     ConnectionClosedError,
     ConnectionLoss,
+    NodeExistsError,
     NoNodeError,
     OperationTimeoutError,
     RequestTimeoutError,
@@ -32,6 +34,7 @@ from kazoo.exceptions import (
     RuntimeInconsistency,
     SessionExpiredError,
     SessionMovedError,
+    ZookeeperError,
 )
 from kazoo.handlers.threading import KazooTimeoutError
 from kazoo.protocol.serialization import CheckVersion, Create, Delete, SetData
@@ -44,6 +47,7 @@ from manatee.log import Logger
 
 _LOST = (
     ConnectionLoss,
+    BadVersionError,
     ConnectionClosedError,
     SessionExpiredError,
     SessionMovedError,
@@ -260,6 +264,14 @@ class Session:
             raise refusals[0]
         return answers
 
+    async def make(self, *paths: str) -> None:
+        """Create these nodes, empty, and those above them, as far as they are missing."""
+        above = [path[:end] for path in paths for end in range(2, len(path) + 1) if path[end : end + 1] in ("/", "")]
+        for path in dict.fromkeys(above):
+            if await self.node(path) is None:
+                with contextlib.suppress(NodeExistsError):
+                    await self.commit(create(path))
+
     async def _ask(self, request: Callable[[Client], Any]) -> Any:
         """Send a request and wait for its answer, `request_timeout` seconds at most.
 
@@ -356,3 +368,16 @@ def _resolve(future: asyncio.Future[Any], value: Any, error: BaseException | Non
         future.set_exception(error)
     else:
         future.set_result(value)
+
+
+@contextlib.contextmanager
+def refusals(doing: str) -> Iterator[None]:
+    """What ZooKeeper refused, in our own words: nothing of it was done."""
+    try:
+        yield
+    except (BadVersionError, NodeExistsError, NoNodeError) as error:
+        raise Conflict(f"could not {doing}: it has changed meanwhile, and nothing was written") from error
+    except ZookeeperError as error:
+        raise CoordinationError(
+            f"ZooKeeper refuses to {doing}: {type(error).__name__.removesuffix('Error')}"
+        ) from error

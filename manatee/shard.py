@@ -18,6 +18,23 @@ _SEQUENTIAL = re.compile(r"(.+)-(\d{10})", re.DOTALL)
 _IDENTITY = ("ip", "zoneId", "pgUrl", "backupUrl")
 
 
+class Layout:
+    """Where a shard's nodes are."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+        self.state = f"{root}/state"
+        self.cluster = f"{root}/cluster"
+        self.election = f"{root}/election"
+        self.history = f"{root}/history"
+        self.status = f"{root}/status"
+
+    @property
+    def parents(self) -> tuple[str, ...]:
+        """Those that hold other nodes: whoever joins creates them."""
+        return (self.election, self.history, self.status)
+
+
 @dataclass(frozen=True)
 class Active:
     """A present peer: the newest election node of its id."""

@@ -73,6 +73,22 @@ async def test_fields_nobody_here_knows_survive_a_rewrite(
     assert view.state.document() == {**document, "generation": 5}
 
 
+async def test_history_is_known_to_have_begun_even_when_the_state_is_gone(
+    zookeeper: ZooKeeperServer, connect: Party, raw: KazooClient, root: str
+) -> None:
+    watcher, writer = await connect(zookeeper.servers), await connect(zookeeper.servers)
+    await watcher.join(peer(2))
+    assert not (await watcher.read()).has_history
+    await begin(writer)
+    raw.delete(f"{root}/state")
+    await until(lambda: _has_history(watcher))
+    assert (await watcher.read()).state is None
+
+
+async def _has_history(member: Coordination) -> bool:
+    return (await member.read()).has_history
+
+
 async def test_of_two_writers_one_writes_and_the_other_leaves_no_trace(
     zookeeper: ZooKeeperServer, connect: Party, raw: KazooClient, root: str
 ) -> None:
@@ -317,6 +333,10 @@ async def test_after_a_restart_a_write_of_the_former_process_is_shut_out(
     assert (view.state, view.version) == (state(1), 1)
     await member.settle()
     assert (await member.read()).version == 1
+    raw.delete(f"{root}/history", recursive=True)
+    member.assume_open()
+    await member.settle()
+    assert entries(raw, root) == ["1-0000000000"]
     raw.delete(f"{root}/state")
     member.assume_open()
     before = raw.get(root)[1].version
