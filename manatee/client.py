@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import socket
 import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
@@ -47,6 +48,9 @@ _KEEPALIVES = {
     "keepalives_count": 3,
     "tcp_user_timeout": 10_000,
 }
+
+
+_PREAMBLE = re.compile(r"(connection (failed|is bad): )?(connection to server (at|on) .*? failed: )?")
 
 
 class NoPrimary(Exception):
@@ -379,6 +383,6 @@ async def _cut(connection: Connection, task: asyncio.Task[Any]) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """An error of libpq in one line, without what it says twice."""
+    """An error of libpq in one line, without the address, which whoever asked knows, and without what it says twice."""
     line = str(error).strip().split("\n", 1)[0] or type(error).__name__
-    return line.removeprefix("connection failed: ").removeprefix("connection is bad: ")
+    return _PREAMBLE.sub("", line)
