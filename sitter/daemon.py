@@ -202,7 +202,7 @@ class Daemon:
                 generation=write.state.generation,
                 primary=write.state.primary.label,
                 sync=write.state.sync.label if write.state.sync else None,
-                reason=decision.reason,
+                reason=write.reason,
             )
         self.wake()
 

@@ -22,8 +22,9 @@ in the state is no proof: a zone may come back empty under its old name.
 
 A write to ZooKeeper whose answer was lost is *open*: it may still land. While it is, the seal stays.
 
-Reading order: `decide`, the roles, `_declare`. The other words (present, serving, ready, attached, valid promote) are
-defined in `sitter.shard`, where proof comes from in `sitter.proof`, the data in `sitter.view`.
+Reading order: `decide`, the roles, `_declare`. The words (present, serving, ready, attached, valid promote) are defined
+in `sitter.shard`, where proof comes from in `sitter.proof`, how a shard begins in `sitter.setup`, the data in
+`sitter.view`.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from dataclasses import dataclass, replace
 from manatee.cluster import Cluster, ClusterState, Comparison, Peer, Role, written_time
 from manatee.lsn import Lsn
 from sitter.proof import remember
+from sitter.setup import set_up
 from sitter.shard import Shard, promotes_to_sync
 from sitter.view import (
     Compare,
@@ -48,10 +50,8 @@ from sitter.view import (
     Write,
 )
 
-SINGLETON_FREEZE = "manatee setup: one node write mode"
 REBUILD = "manatee-adm rebuild on this peer"
 VERIFY = "an operator: manatee-adm verify shows who holds what"
-RESTORE_ZOOKEEPER = "an operator: restore ZooKeeper's data"
 SOON = 0.05
 """Seconds after which to look again for what PostgreSQL tells only when asked: how far a standby has flushed."""
 
@@ -62,7 +62,7 @@ def decide(view: View) -> Decision:
     if refusal:
         return Decision(f"refusing: {refusal}", Keep(), memory=view.memory, waiting_for="an operator")
     if view.state is None:
-        return replace(_set_up(view), memory=view.memory)
+        return replace(set_up(view), memory=view.memory)
     shard = Shard(replace(view, memory=remember(view, view.state)), view.state)
     role = view.state.role_of(view.me.id)
     return _finish(shard, replace(_RULES[role](shard), role=role))
@@ -89,57 +89,6 @@ def _refusal(view: View) -> str | None:
         if one.status and one.status.generation > here:
             return f"{held}, but {one.peer.label} has acted on generation {one.status.generation}"
     return None
-
-
-# --- 2. Set up ------------------------------------------------------------------------------------------------------
-
-
-def _set_up(view: View) -> Decision:
-    """No state: the first present peer declares generation 1, if it is certain that there is nothing to lose."""
-    obstacle, waiting_for = _setup_obstacle(view)
-    if obstacle:
-        return Decision(f"not set up: {obstacle}", Keep(), waiting_for=waiting_for)
-    others = [] if view.singleton else [one.peer.document() for one in view.active if one.peer.id != view.me.id]
-    document: dict[str, object] = {
-        "generation": 1,
-        "primary": view.me.document(),
-        "sync": others[0] if others else None,
-        "async": others[1:],
-        "deposed": [],
-        "initWal": str(Lsn(0)),
-    }
-    if view.singleton:
-        document["oneNodeWriteMode"] = True
-        document["freeze"] = {"date": written_time(view.now), "reason": SINGLETON_FREEZE}
-    cluster = Cluster(created=written_time(view.now), by=view.me.id, system_identifier=None, pg_version=None)
-    write = Write(ClusterState.of(document), view.version, cluster)
-    return Decision("setting the shard up: generation 1", Keep(), write=write)
-
-
-def _setup_obstacle(view: View) -> tuple[str, str] | tuple[None, None]:
-    """Why this peer must not set the shard up, and what would change that."""
-    if view.database.initialized:
-        return "this peer has a database, so the shard existed", RESTORE_ZOOKEEPER
-    if view.has_history or view.cluster:
-        return "ZooKeeper has a history of this shard", RESTORE_ZOOKEEPER
-    if view.write_open:
-        return "it is not known yet whether our last write to ZooKeeper landed", "ZooKeeper"
-    if view.me.id not in view.present:
-        return "this peer is not in the active list yet", "joining"
-    if view.singleton:
-        return None, None
-    for one in view.active:
-        if one.peer.id != view.me.id:
-            if not one.promises_status or (one.status and one.status.initialized):
-                return f"{one.peer.label} has a database, so the shard existed", RESTORE_ZOOKEEPER
-            if one.status is None:
-                return f"{one.peer.label} has not said yet whether it has data", one.peer.label
-    if len(view.active) < 2:
-        return "no other peer is present", "a second peer"
-    first = view.active[0].peer
-    if first.id != view.me.id:
-        return f"{first.label} came first and sets the shard up", first.label
-    return None, None
 
 
 # --- 3. Roles: the primary ------------------------------------------------------------------------------------------
@@ -194,7 +143,7 @@ def _makes_way(shard: Shard) -> Decision | None:
         if shard.state.promote:
             reason = "nobody took over: withdrawing the request to promote, then coming back"
             withdrawn = shard.state.replace(without=("promote",))
-            write = None if view.write_open else Write(withdrawn, view.version)
+            write = None if view.write_open else Write(withdrawn, view.version, "the promote of the sync is withdrawn")
             return Decision(reason, Stopped(), resign=True, write=write)
     if possible and _hands_over(shard):
         return Decision("handing over: an operator promotes the sync", Stopped(clean=True), resign=True)
@@ -291,7 +240,7 @@ def _as_deposed(shard: Shard) -> Decision:
     if link and link.answer is Comparison.PREFIX and shard.i_am_present and not view.write_open:
         others = tuple(peer for peer in state.deposed if peer.id != view.me.id)
         reason = f"no longer deposed: the data here are a prefix of {source.label}'s"
-        return Decision(reason, Stopped(), write=Write(state.replace(deposed=others), view.version))
+        return Decision(reason, Stopped(), write=Write(state.replace(deposed=others), view.version, reason))
     if link and link.answer is Comparison.DIVERGED:
         return _diverged(source, link.detail)
     reason = f"deposed: it is not known yet whether the data here are a prefix of {source.label}'s"
@@ -373,7 +322,7 @@ def _declare(shard: Shard, cause: Cause | None, running: Primary | Standby) -> D
     if new_sync:
         new = _next_generation(shard, cause, sealed, new_sync)
         reason = f"declaring generation {new.generation}: {cause.reason}"
-        return Decision(reason, replace(running, sealed=True), write=Write(new, view.version))
+        return Decision(reason, replace(running, sealed=True), write=Write(new, view.version, cause.reason))
     reason = f"{cause.reason}; sealed, waiting until an async has flushed {sealed}"
     return Decision(reason, replace(running, sealed=True), waiting_for="an attached async", look_again=SOON)
 
@@ -446,21 +395,23 @@ def _kept_list(shard: Shard) -> Write | None:
     if state.one_node_write_mode or view.write_open or not shard.i_am_present:
         return None
     named = {peer.id for peer in (*state.assigned, *state.deposed)}
-    asyncs = [peer for peer in state.asyncs if shard.present(peer)]
-    asyncs += [one.peer for one in view.active if one.peer.id not in named]
-    changed = replace(shard, state=state.replace(asyncs=asyncs)) if tuple(asyncs) != state.asyncs else shard
-    asked = changed.promote
-    if not shard.i_am_primary or state.promote is None:
-        new = changed.state
-    elif asked is None:
-        new = changed.state.replace(without=("promote",))
-    elif changed is shard and asked.role == Role.ASYNC and asked.async_index > 0:
-        above = asked.async_index - 1
-        asyncs[above : above + 2] = asyncs[above + 1], asyncs[above]
-        new = state.replace(asyncs=asyncs, without=("promote",))
-    else:
-        new = changed.state
-    return Write(new, view.version) if new is not state else None
+    absent = [peer for peer in state.asyncs if not shard.present(peer)]
+    strangers = [one.peer for one in view.active if one.peer.id not in named]
+    changes = [f"{peer.label} is absent and leaves" for peer in absent]
+    changes += [f"{peer.label} joins as the last async" for peer in strangers]
+    asyncs = [peer for peer in state.asyncs if peer not in absent] + strangers
+    new = replace(shard, state=state.replace(asyncs=asyncs)) if changes else shard
+    gone: tuple[str, ...] = ()
+    if shard.i_am_primary and state.promote is not None:
+        asked = new.promote
+        if asked is None:
+            gone = ("promote",)
+            changes.append("the request to promote is not, or no longer, valid")
+        elif not changes and asked.role == Role.ASYNC and asked.async_index > 0:
+            gone, above = ("promote",), asked.async_index - 1
+            asyncs[above : above + 2] = asyncs[above + 1], asyncs[above]
+            changes.append(f"an operator promotes {asyncs[above].label} past {asyncs[above + 1].label}")
+    return Write(state.replace(asyncs=asyncs, without=gone), view.version, "; ".join(changes)) if changes else None
 
 
 # --- What follows from a decision -----------------------------------------------------------------------------------

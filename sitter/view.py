@@ -213,6 +213,8 @@ class Write:
 
     state: ClusterState
     version: int | None
+    reason: str
+    """What changes and why, for the log."""
     cluster: Cluster | None = None
     """Created in the same transaction, when the shard is set up."""
 
