@@ -21,6 +21,9 @@ import psutil
 
 from demo.process import PID_SUFFIX
 
+KEEP = "MANATEE_KEEP"
+"""Set in the environment, it keeps the directory, with the logs in it, for somebody to look at."""
+
 _LOCK = "owner.lock"
 _LONGEST = 50
 """Bytes that a temporary directory's path may have: a Unix socket's path, below it, ends at 107."""
@@ -48,7 +51,11 @@ def run_directory(*, readable_by: str | None = None) -> Iterator[Path]:
         try:
             yield directory
         finally:
-            shutil.rmtree(directory, ignore_errors=True)
+            if os.environ.get(KEEP):
+                # Without its lock it is nobody's, and never cleared.
+                (directory / _LOCK).unlink(missing_ok=True)
+            else:
+                shutil.rmtree(directory, ignore_errors=True)
 
 
 def clear(directory: Path) -> bool:

@@ -164,10 +164,10 @@ class LocalShard:
         self.name = name
         self.postgresql = postgresql or choose()
         self.peers: tuple[LocalPeer, ...] = ()
-        self._addresses = tuple(addresses)
+        self.addresses = tuple(addresses)
         self._zookeeper_address = zookeeper
         self._ports = (postgres_port, backup_port)
-        self._session_timeout = session_timeout
+        self.session_timeout = session_timeout
         self._overrides = overrides or {}
         self._closing = contextlib.AsyncExitStack()
         self._user = unprivileged_user()
@@ -182,7 +182,7 @@ class LocalShard:
             )
             await stack.enter_async_context(self.zookeeper)
             self._write_common()
-            self.peers = tuple(self._write_peer(number, ip) for number, ip in enumerate(self._addresses, 1))
+            self.peers = tuple(self._write_peer(number, ip) for number, ip in enumerate(self.addresses, 1))
             programs = [self._program(daemon, peer) for peer in self.peers for daemon in DAEMONS]
             self.supervisor = await stack.enter_async_context(Supervisor(programs, socket=self.socket))
             await self._start_coordination(stack)
@@ -198,6 +198,21 @@ class LocalShard:
     def socket(self) -> Path:
         """The supervisor's Unix socket."""
         return self.directory / "supervisor.socket"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What `manatee-adm` takes to be about this shard."""
+        return {"ZK_IPS": self.zookeeper.servers, "SHARD": self.name}
+
+    @property
+    def last_words(self) -> list[str]:
+        """The last lines that each sitter has logged."""
+        lines = []
+        for peer in self.peers:
+            with contextlib.suppress(OSError):
+                said = peer.log("sitter").read_text(errors="replace").splitlines()
+                lines += [f"{peer.label} {line}" for line in said[-10:]]
+        return lines
 
     # --- The peers ----------------------------------------------------------------------------------------------
 
@@ -253,7 +268,16 @@ class LocalShard:
                     return seen
                 last = seen
             await self._wait_for_news()
-        raise ShardFailed(f"{what}: not after {timeout:.0f} s: {last}; logs are in {self.directory}")
+        raise ShardFailed(f"{what}: not within {timeout:.0f} s: {'; '.join([str(last), *self._deaths()])}")
+
+    def _deaths(self) -> list[str]:
+        """Which programs ended without being told to."""
+        counts = {name: self.supervisor.status(name).deaths for peer in self.peers for name in peer.programs}
+        return [f"{name} died {count} times" for name, count in counts.items() if count]
+
+    async def declared(self, generation: int) -> float:
+        """When a generation was first written, in seconds since the epoch by ZooKeeper's clock."""
+        return min(entry.time for entry in await self._coordination.history() if entry.generation == generation)
 
     async def _wait_for_news(self) -> None:
         """A change in ZooKeeper, or a moment."""
@@ -278,13 +302,11 @@ class LocalShard:
     def _check_ports(self) -> None:
         postgres, backup = self._ports
         wanted = [self._zookeeper_address]
-        wanted += [(ip, port) for ip in self._addresses for port in (postgres, postgres + 1, backup)]
+        wanted += [(ip, port) for ip in self.addresses for port in (postgres, postgres + 1, backup)]
         try:
             taken = [f"{ip}:{port}" for ip, port in wanted if busy(ip, port)]
         except OSError as error:
-            raise ShardFailed(
-                f"not all of {', '.join(self._addresses)} can be listened on: {error.strerror}"
-            ) from error
+            raise ShardFailed(f"not all of {', '.join(self.addresses)} can be listened on: {error.strerror}") from error
         if taken:
             raise ShardFailed(
                 f"in use by another program: {', '.join(taken)}; nothing was started (`ss -ltnp` shows whose they are)"
@@ -334,7 +356,7 @@ class LocalShard:
                 "postgres_port": self._ports[0],
                 "backup_port": self._ports[1],
             },
-            "zookeeper": {"servers": self.zookeeper.servers, "session_timeout": self._session_timeout},
+            "zookeeper": {"servers": self.zookeeper.servers, "session_timeout": self.session_timeout},
             "postgres": postgres,
             "storage": {"driver": "basebackup", "directory": directory / "store"},
             "backup": {"token_file": common / "token"},

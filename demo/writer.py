@@ -1,0 +1,103 @@
+"""A client as an application would be: it writes numbered rows, one transaction each, and finds the primary by itself.
+
+It remembers which rows were acknowledged and when: those must be there whatever happens to the primary. A row whose
+acknowledgement did not arrive may be there or not; its number is not used again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from manatee.client import NoPrimary, Topology, connect_primary, within
+
+if TYPE_CHECKING:
+    from psycopg.errors import Diagnostic
+
+_CREATE = "CREATE TABLE IF NOT EXISTS numbered_rows (number bigint PRIMARY KEY, written timestamptz DEFAULT now())"
+_INSERT = "INSERT INTO numbered_rows (number) VALUES (%s)"
+_PATIENCE = 5.0
+"""Seconds for one write; a server that hangs is left for the next."""
+
+
+@dataclass(frozen=True)
+class Outage:
+    """A time in which no write was acknowledged."""
+
+    last: float
+    """When the last row before it was acknowledged, by this machine's monotonic clock."""
+    first: float | None
+    """When the first one after it was; None while it lasts."""
+
+    @property
+    def seconds(self) -> float:
+        return (self.first if self.first is not None else time.monotonic()) - self.last
+
+
+class Writer:
+    """Writes rows until it is cancelled. `run` is its life; the rest may be looked at all the time."""
+
+    def __init__(self, topology: Topology, *, pause: float = 0.002) -> None:
+        self._topology = topology
+        self._pause = pause
+        self.acknowledged: list[tuple[int, float]] = []
+        """Number and moment (monotonic clock) of each acknowledged row, in order."""
+        self.uncertain: set[int] = set()
+        """Rows that were sent and not acknowledged."""
+
+    async def run(self) -> None:
+        import psycopg
+
+        number = 0
+        while True:
+            try:
+                connection = await connect_primary(self._topology, deadline=_PATIENCE)
+            except NoPrimary:
+                continue
+            warnings: list[str] = []
+            connection.add_notice_handler(_collector(warnings))
+            try:
+                await within(connection, _PATIENCE, connection.execute(_CREATE))
+                while True:
+                    number += 1
+                    warnings.clear()
+                    self.uncertain.add(number)
+                    await within(connection, _PATIENCE, connection.execute(_INSERT, (number,)))
+                    if not warnings:
+                        self.uncertain.remove(number)
+                        self.acknowledged.append((number, time.monotonic()))
+                    await asyncio.sleep(self._pause)
+            except (TimeoutError, psycopg.Error, OSError):
+                continue
+            finally:
+                await connection.close()
+
+    def outage_around(self, moment: float) -> Outage | None:
+        """The time without acknowledgements that began before or at `moment` and ended after; None before any write."""
+        before = [at for _, at in self.acknowledged if at <= moment]
+        after = next((at for _, at in self.acknowledged if at > moment), None)
+        return Outage(before[-1], after) if before else None
+
+    async def missing(self) -> list[int]:
+        """The rows acknowledged so far that are not in the table on the primary now."""
+        acknowledged = [number for number, _ in self.acknowledged]
+        connection = await connect_primary(self._topology)
+        try:
+            cursor = await within(connection, 30.0, connection.execute("SELECT number FROM numbered_rows"))
+            there = {row[0] for row in await cursor.fetchall()}
+        finally:
+            await connection.close()
+        return [number for number in acknowledged if number not in there]
+
+
+def _collector(warnings: list[str]) -> Any:
+    """PostgreSQL answers a commit whose wait for the sync was cut short with success and a warning: no acknowledgement
+    that we count on."""
+
+    def collect(diagnostic: Diagnostic) -> None:
+        if diagnostic.severity_nonlocalized == "WARNING":
+            warnings.append(diagnostic.message_primary or "")
+
+    return collect
