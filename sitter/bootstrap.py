@@ -266,12 +266,13 @@ class _Stream:
         if outcome.sha256 not in (None, self._hashed.hexdigest()):
             raise _TryFailed("the stream was damaged on the way: its digest is not the sender's")
 
-    async def _why(self, otherwise: str) -> str:
+    async def _why(self, seen: str) -> str:
+        """What was seen here, and the sender's side of it."""
         try:
             outcome = await self._server.outcome(self._id)
         except _TryFailed:
-            return otherwise
-        return f"the sender failed: {outcome.error}" if outcome.error else otherwise
+            return seen
+        return f"{seen}; the sender says: {outcome.error or outcome.state}"
 
 
 class _Server:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, LiteralString
@@ -24,6 +25,11 @@ from manatee.lsn import Lsn
 TOKEN = "a-token-of-the-tests"
 _REPOSITORY = Path(__file__).parents[2]
 _addresses = (f"127.13.{high}.{low}" for high, low in itertools.product(range(os.getpid() % 250, 256), range(1, 255)))
+
+
+def new_address() -> str:
+    """A loopback address that no other test uses."""
+    return next(_addresses)
 
 
 def until(condition: Callable[[], object], within: float = 20.0) -> Any:
@@ -41,7 +47,7 @@ class Peer:
 
     def __init__(self, sandbox: Sandbox, postgresql: Installation, **backup: float) -> None:
         self.postgresql = postgresql
-        self.ip = next(_addresses)
+        self.ip = new_address()
         self.root = sandbox.root / self.ip
         self.root.mkdir(mode=0o755)
         (self.root / "db").mkdir()
@@ -128,6 +134,12 @@ class Peer:
             row = cursor.fetchone() if cursor.description else None
             return row[0] if row else None
 
+    @property
+    def pid(self) -> int:
+        """The postmaster's."""
+        assert self.postgres is not None
+        return self.postgres.pid
+
     def flushed(self) -> Lsn:
         return Lsn.parse(self.sql("SELECT pg_current_wal_flush_lsn()::text"))
 
@@ -161,6 +173,12 @@ class Peer:
             for process in psutil.process_iter()
             if "pg_basebackup" in (words := _words(process))[0] and f"--host={self.root}/socket" in words
         ]
+
+    def streams(self) -> int:
+        """How many snapshots its backup server says it is sending."""
+        with urllib.request.urlopen(f"{self.settings.identity.backup_url}/metrics", timeout=5) as answer:
+            text = answer.read().decode()
+        return int(float(text.split("\nmanatee_backup_streams ")[1].split()[0]))
 
     def end(self) -> None:
         for process in (self.server, self.postgres):
