@@ -60,8 +60,8 @@ def _generation(before: ClusterState, after: ClusterState) -> str:
         was_sync = before.sync is not None and after.primary.id == before.sync.id
         wrong = "" if was_sync else " without having been the sync"
         deposed = " (deposed)" if any(peer.id == before.primary.id for peer in after.deposed) else ""
-        who = f"{after.primary.label} took over from {before.primary.label}{deposed}{wrong}{asked}"
-        return f"{number}: {who} at {after.init_wal}, new sync {_label(after.sync)}{skipped}"
+        who = f"{after.primary.label} took over from {before.primary.label}{deposed}{wrong}"
+        return f"{number}: {who} at {after.init_wal}, new sync {_label(after.sync)}{asked}{skipped}"
     if _id(after.sync) != _id(before.sync):
         old = f" in place of {before.sync.label}" if before.sync else ""
         return f"{number}: {after.primary.label} made {_label(after.sync)} its sync{old}{asked}{skipped}"

@@ -36,7 +36,6 @@ Result = TypeVar("Result")
 _ATTEMPT = 3.0
 """Seconds for one server to accept a connection and say what it is."""
 _ARRIVAL = 10.0
-"""Seconds for ZooKeeper to be there at first."""
 _PAUSES = (0.05, 1.0)
 """Seconds between two attempts: the first pause, and the longest it grows to."""
 
@@ -151,17 +150,23 @@ class Topology:
 
     `zookeeper` is `host:port,...` or settings; `shard` a name or an absolute path. `on_change` is called in the event
     loop with every new chain. Used as an async context manager; entering raises `manatee.coordination.Unreachable`
-    when ZooKeeper does not answer in time.
+    when ZooKeeper is not there within `arrival` seconds.
     """
 
     def __init__(
-        self, zookeeper: str | ZooKeeper, shard: str, *, on_change: Callable[[Chain], None] | None = None
+        self,
+        zookeeper: str | ZooKeeper,
+        shard: str,
+        *,
+        on_change: Callable[[Chain], None] | None = None,
+        arrival: float = _ARRIVAL,
     ) -> None:
         from manatee.config import ZooKeeper
 
         self._settings = ZooKeeper(servers=zookeeper) if isinstance(zookeeper, str) else zookeeper
         self._root = shard if shard.startswith("/") else f"/manatee/{shard}"
         self._on_change = on_change
+        self._arrival = arrival
         self._chain: Chain | None = None
         self._news = asyncio.Event()
         self._look_again = asyncio.Event()
@@ -187,7 +192,7 @@ class Topology:
         log = structlog.get_logger().bind(shard=self._root)
         self._coordination = Coordination(self._settings, self._root, log, self._look_again.set)
         try:
-            await self._coordination.start(within=_ARRIVAL)
+            await self._coordination.start(within=self._arrival)
             await self._look(self._coordination)
         except BaseException:
             await self._coordination.close()
@@ -254,6 +259,7 @@ async def connect_primary(topology: Topology, *, deadline: float = 30.0, **param
         chain = topology.chain
         pause = left
         if chain is not None:
+            winner: Connection | None = None
             attempt = asyncio.create_task(_try(chain.addresses[0], min(_ATTEMPT, left), parameters))
             news = asyncio.create_task(topology.changed(chain))
             try:
@@ -263,9 +269,10 @@ async def connect_primary(topology: Topology, *, deadline: float = 30.0, **param
                     continue
                 outcome = attempt.result()
                 if not isinstance(outcome, str):
-                    return outcome
+                    winner = outcome
+                    return winner
             finally:
-                await _abandon([attempt, news])
+                await _abandon([attempt, news], keep=winner)
             failure = outcome
             pause = next(pauses)
         with contextlib.suppress(TimeoutError):

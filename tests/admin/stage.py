@@ -100,6 +100,10 @@ class Coordinated:
         assert state is not None
         return state
 
+    async def write_after_garbage(self, state: ClusterState) -> None:
+        """Over a state that does not validate, which nothing of ours would do."""
+        await self.raw("state", state.content())
+
     async def raw(self, path: str, content: bytes) -> None:
         """Put any content at a path below the shard's."""
         from kazoo.client import KazooClient
@@ -197,17 +201,39 @@ def chain_of_three(installation: Installation, user: str | None, directory: Path
     try:
         for server in servers:
             server.start()
+        _await_streaming(servers)
         yield servers
     finally:
         for server in servers:
             server.stop()
 
 
+def _await_streaming(servers: Chain, timeout: float = 30.0) -> None:
+    """Until each but the last has a standby that streams."""
+    import psycopg
+
+    ends = time.monotonic() + timeout
+    waiting = list(servers[:-1])
+    while waiting:
+        assert time.monotonic() < ends, "the servers do not stream from each other"
+        try:
+            with psycopg.connect(host=waiting[0].peer.ip, user="postgres", dbname="postgres") as connection:
+                row = connection.execute(
+                    "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'"
+                ).fetchone()
+        except psycopg.OperationalError:
+            row = None
+        if row is not None and row[0]:
+            waiting.pop(0)
+        else:
+            time.sleep(0.02)
+
+
 def _configure(server: Server, upstream: Server | None) -> None:
     lines = [
         f"listen_addresses = '{server.peer.ip}'",
         f"port = {PORT}",
-        f"unix_socket_directories = ''",
+        "unix_socket_directories = ''",
         "shared_buffers = 16MB",
         "max_connections = 100",
         "fsync = off",

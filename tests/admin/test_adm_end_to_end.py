@@ -21,7 +21,6 @@ LSN = r"[0-9A-F]+/[0-9A-F]{8} +"
 
 async def streaming(shard: Coordinated) -> bool:
     run = await manatee_adm("verify", *shard.options)
-    print(run)
     return run.status == 0
 
 
