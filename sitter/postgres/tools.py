@@ -16,6 +16,9 @@ from sitter.postgres.errors import ToolFailed
 WORKING_DIRECTORY = "/"
 """Of every child: the one directory that any user can enter."""
 
+COMPLAINT = 1 << 16
+"""Bytes kept of the beginning and of the end of a program's standard error."""
+
 LAST_LINE = 500
 """Characters kept of a program's last line."""
 
@@ -34,17 +37,20 @@ def credentials(settings: Settings) -> Mapping[str, Any]:
     return {"user": account.uid, "group": account.gid, "extra_groups": account.groups}
 
 
-async def run_tool(settings: Settings, tool: str, *arguments: str, timeout: float | None = None) -> str:
+async def run_tool(
+    settings: Settings, tool: str, *arguments: str, timeout: float | None = None, keep: int | None = None
+) -> str:
     """Run `tool` from `postgres.bin_dir` to its end and return what it wrote to standard output.
 
     Raises ToolFailed if it cannot be run, exits with another status than 0 (the reason is its last line), or takes
     longer than `timeout` seconds (`postgres.query_timeout`). It is never left running, on cancellation neither.
+    Of a long output no more than the first and the last `keep` bytes are returned.
     """
     limit = timeout if timeout is not None else settings.postgres.query_timeout
     program = settings.postgres.bin_dir / tool
     try:
         async with asyncio.timeout(limit):
-            status, output, complaint = await _run(settings, str(program), *arguments)
+            status, output, complaint = await _run(settings, keep, str(program), *arguments)
     except TimeoutError:
         raise ToolFailed(tool, f"not finished after {limit:g} s") from None
     except OSError as error:
@@ -54,7 +60,7 @@ async def run_tool(settings: Settings, tool: str, *arguments: str, timeout: floa
     return output
 
 
-async def _run(settings: Settings, *command: str) -> tuple[int | None, str, str]:
+async def _run(settings: Settings, keep: int | None, *command: str) -> tuple[int | None, str, str]:
     process = await asyncio.create_subprocess_exec(
         *command,
         stdin=asyncio.subprocess.DEVNULL,
@@ -66,12 +72,26 @@ async def _run(settings: Settings, *command: str) -> tuple[int | None, str, str]
         **credentials(settings),
     )
     try:
-        output, complaint = await process.communicate()
+        assert process.stdout is not None
+        assert process.stderr is not None
+        output, complaint = await asyncio.gather(_ends(process.stdout, keep), _ends(process.stderr, COMPLAINT))
+        await process.wait()
     finally:
         if process.returncode is None:
             _kill_group(process.pid)
             await process.wait()
     return process.returncode, output.decode(errors="replace"), complaint.decode(errors="replace")
+
+
+async def _ends(stream: asyncio.StreamReader, keep: int | None) -> bytes:
+    """All that comes over the stream; if that is more than it should keep, its first and its last bytes."""
+    first, rest = b"", bytearray()
+    while chunk := await stream.read(1 << 16):
+        rest += chunk
+        if keep is not None and len(rest) > 4 * keep:
+            first = first or bytes(rest[:keep])
+            del rest[:-keep]
+    return first + bytes(rest)
 
 
 def _kill_group(pid: int) -> None:
