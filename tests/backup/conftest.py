@@ -1,16 +1,12 @@
 from __future__ import annotations
 
-import itertools
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from demo.postgresql import Installation, choose, within_reach
-from tests.backup.sandbox import Sandbox
-
-_number = itertools.count()
+from tests.backup.sandbox import Peer, Sandbox, opened, until
 
 
 @pytest.fixture(scope="session")
@@ -21,11 +17,29 @@ def any_postgresql(postgres_user: str | None, shared_directory: Path) -> Install
 
 @pytest.fixture
 def sandbox(postgres_user: str | None, shared_directory: Path) -> Iterator[Sandbox]:
-    root = shared_directory / "backup" / str(next(_number))
-    root.mkdir(parents=True)
-    sandbox = Sandbox(root, postgres_user)
-    try:
+    with opened(shared_directory, postgres_user) as sandbox:
         yield sandbox
-    finally:
-        sandbox.end()
-        shutil.rmtree(root)
+
+
+@pytest.fixture(scope="session")
+def _standing(any_postgresql: Installation, postgres_user: str | None, shared_directory: Path) -> Iterator[Peer]:
+    with opened(shared_directory, postgres_user) as sandbox:
+        yield with_a_table(sandbox.peer(any_postgresql).initialize().serve())
+
+
+@pytest.fixture
+def standing(_standing: Peer) -> Iterator[Peer]:
+    """As `primary`, for tests that leave it as they found it."""
+    yield _standing
+    until(lambda: _standing.streams() == 0 and not _standing.senders())
+
+
+@pytest.fixture
+def primary(sandbox: Sandbox, any_postgresql: Installation) -> Peer:
+    """A database of some 40 MB and its backup server."""
+    return with_a_table(sandbox.peer(any_postgresql).initialize().serve())
+
+
+def with_a_table(peer: Peer) -> Peer:
+    peer.sql("CREATE TABLE t AS SELECT n, repeat('x', 1000) AS filler FROM generate_series(1, 10000) AS n")
+    return peer

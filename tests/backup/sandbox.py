@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
 import pwd
@@ -11,7 +12,8 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, LiteralString
 
@@ -40,6 +42,13 @@ def until(condition: Callable[[], object], within: float = 20.0) -> Any:
             return value
         assert time.monotonic() < deadline, f"{condition} did not come true within {within} s"
         time.sleep(0.01)
+
+
+async def eventually(condition: Callable[[], object], within: float = 20.0) -> None:
+    """As `until`, for what other tasks of this loop bring about."""
+    async with asyncio.timeout(within):
+        while not await asyncio.to_thread(condition):
+            await asyncio.sleep(0.02)
 
 
 class Peer:
@@ -83,9 +92,8 @@ class Peer:
         return load(path)
 
     def initialize(self, **settings: object) -> Peer:
-        """A new database; the template of the version is copied."""
-        shutil.copytree(self._sandbox.template(self.postgresql), self.data, symlinks=True)
-        self._sandbox.give(self.data, deep=True)
+        """A new database, running."""
+        self._sandbox.initialize(self)
         return self.start(**settings)
 
     def follow(self, upstream: Peer) -> Peer:
@@ -219,6 +227,11 @@ class Sandbox:
         self._peers.append(peer)
         return peer
 
+    def initialize(self, peer: Peer) -> None:
+        """A new database: the template of the version is copied."""
+        shutil.copytree(self.template(peer.postgresql), peer.data, symlinks=True)
+        self.give(peer.data, deep=True)
+
     def template(self, postgresql: Installation) -> Path:
         """A new database of this version, made once."""
         path = self.root.parent / f"template-{postgresql.major}"
@@ -240,3 +253,19 @@ class Sandbox:
     def end(self) -> None:
         for peer in self._peers:
             peer.end()
+
+
+_number = itertools.count()
+
+
+@contextmanager
+def opened(directory: Path, user: str | None) -> Iterator[Sandbox]:
+    """A sandbox below `directory`, for as long as the block lasts."""
+    root = directory / "backup" / str(next(_number))
+    root.mkdir(parents=True)
+    sandbox = Sandbox(root, user)
+    try:
+        yield sandbox
+    finally:
+        sandbox.end()
+        shutil.rmtree(root)

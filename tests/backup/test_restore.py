@@ -7,7 +7,7 @@ import shutil
 import stat
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,15 +19,7 @@ from manatee.storage import open_storage
 from sitter.bootstrap import RestoreFailed
 from tests.backup.attempt import Attempt
 from tests.backup.proxy import Fault, between
-from tests.backup.sandbox import TOKEN, Peer, Sandbox, until
-
-
-async def eventually(condition: Callable[[], object], within: float = 20.0) -> None:
-    """As `until`, for what other tasks of this loop bring about."""
-    async with asyncio.timeout(within):
-        while not await asyncio.to_thread(condition):
-            await asyncio.sleep(0.02)
-
+from tests.backup.sandbox import TOKEN, Peer, Sandbox, eventually, until
 
 REQUESTER = """
 import asyncio, sys, structlog
@@ -46,28 +38,19 @@ asyncio.run(restore.run([Peer.parse(sys.argv[2])], **wanted, before_adopt=nothin
 
 
 @pytest.fixture
-def primary(sandbox: Sandbox, any_postgresql: Installation) -> Peer:
-    """A database of some 40 MB and its backup server."""
-    primary = sandbox.peer(any_postgresql).initialize().serve()
-    primary.sql("CREATE TABLE t AS SELECT n, repeat('x', 1000) AS filler FROM generate_series(1, 10000) AS n")
-    return primary
-
-
-@pytest.fixture
 def rebuilt(sandbox: Sandbox, any_postgresql: Installation) -> Peer:
     """A peer with a database of its own, which is to be replaced."""
-    peer = sandbox.peer(any_postgresql, idle_timeout=2.0).initialize()
-    peer.sql("CREATE TABLE old AS SELECT 1")
-    peer.stop()
+    peer = sandbox.peer(any_postgresql, idle_timeout=2.0)
+    sandbox.initialize(peer)
+    (peer.data / "old").touch()
     return peer
 
 
 def assert_old_data_live(peer: Peer) -> None:
-    """As they were, usable, with nothing beside them."""
+    """As they were, with nothing beside them."""
     assert peer.names == {"data"}
-    peer.start()
-    assert peer.sql("SELECT count(*) FROM old") == 1
-    peer.stop()
+    assert (peer.data / "old").exists()
+    assert (peer.data / "global" / "pg_control").exists()
 
 
 async def test_a_restored_peer_streams_from_its_upstream(sandbox: Sandbox, postgresql: Installation) -> None:
@@ -97,7 +80,7 @@ async def test_a_restored_peer_streams_from_its_upstream(sandbox: Sandbox, postg
     assert last.sql("SELECT count(*) FROM pg_stat_wal_receiver WHERE status = 'streaming'") == 1
 
 
-async def test_the_old_data_are_live_until_the_new_are_complete_and_kept_after(primary: Peer, rebuilt: Peer) -> None:
+async def test_the_old_data_are_live_until_the_new_are_complete_and_kept_after(standing: Peer, rebuilt: Peer) -> None:
     (rebuilt.root / "db" / "data.restoring-dead").mkdir()
     live_before_adopt = []
 
@@ -107,7 +90,7 @@ async def test_the_old_data_are_live_until_the_new_are_complete_and_kept_after(p
     def beside() -> set[str]:
         return {name for name in rebuilt.names if name.startswith("data.restoring-") and not name.endswith("dead")}
 
-    restored = await Attempt(rebuilt).run(primary, before_adopt=before_adopt, prefix="rebuild")
+    restored = await Attempt(rebuilt).run(standing, before_adopt=before_adopt, prefix="rebuild")
     assert live_before_adopt == [True]
     assert restored.isolated is not None
     assert restored.isolated.parent == rebuilt.root / "db" / "isolated"
@@ -120,8 +103,8 @@ async def test_the_old_data_are_live_until_the_new_are_complete_and_kept_after(p
     storage = open_storage(rebuilt.settings)
     assert await storage.isolate("by-hand") is not None
     restored.isolated.rename(rebuilt.data)
+    assert (rebuilt.data / "old").exists()
     rebuilt.start()
-    assert rebuilt.sql("SELECT count(*) FROM old") == 1
     rebuilt.stop()
     await storage.isolate("again")
     (rebuilt.root / "db" / "isolated" / "of the operator").mkdir()
@@ -132,12 +115,12 @@ async def test_the_old_data_are_live_until_the_new_are_complete_and_kept_after(p
     }
 
 
-async def test_a_before_adopt_that_fails_keeps_the_old_data(primary: Peer, rebuilt: Peer) -> None:
+async def test_a_before_adopt_that_fails_keeps_the_old_data(standing: Peer, rebuilt: Peer) -> None:
     async def before_adopt() -> None:
         raise RuntimeError("the memory could not be erased")
 
     with pytest.raises(RuntimeError, match="memory"):
-        await Attempt(rebuilt).run(primary, before_adopt=before_adopt)
+        await Attempt(rebuilt).run(standing, before_adopt=before_adopt)
     assert_old_data_live(rebuilt)
 
 
@@ -145,19 +128,18 @@ async def test_a_before_adopt_that_fails_keeps_the_old_data(primary: Peer, rebui
     ("fault", "said"), [("cut", "broke off"), ("garble", "damaged"), ("hold", "no byte came for 2 s")]
 )
 async def test_a_stream_that_does_not_come_whole_is_no_database(
-    primary: Peer, rebuilt: Peer, fault: Fault, said: str
+    standing: Peer, rebuilt: Peer, fault: Fault, said: str
 ) -> None:
     attempt = Attempt(rebuilt)
-    async with between(primary, fault) as proxy:
+    async with between(standing, fault) as proxy:
         with pytest.raises(RestoreFailed, match=said):
             await attempt.run(proxy.identity)
         assert proxy.streams == 2
         assert attempt.seen[-1].state == "failed"
         assert_old_data_live(rebuilt)
-        await eventually(lambda: primary.streams() == 0 and not primary.senders())
+        await eventually(lambda: standing.streams() == 0 and not standing.senders())
         proxy.fault = "none"
         await Attempt(rebuilt).run(proxy.identity)
-    rebuilt.start()
 
 
 async def test_a_sender_that_is_killed_leaves_the_old_data_and_no_process(primary: Peer, rebuilt: Peer) -> None:
@@ -182,12 +164,12 @@ async def test_a_sender_that_is_killed_leaves_the_old_data_and_no_process(primar
     assert restored.isolated is not None
 
 
-async def test_pg_basebackup_that_is_killed_is_told_from_one_that_has_finished(primary: Peer, rebuilt: Peer) -> None:
-    async with between(primary, "hold") as proxy:
+async def test_pg_basebackup_that_is_killed_is_told_from_one_that_has_finished(standing: Peer, rebuilt: Peer) -> None:
+    async with between(standing, "hold") as proxy:
         attempt = Attempt(rebuilt)
         running = asyncio.create_task(attempt.run(proxy.identity, attempts=1))
         await proxy.held.wait()
-        (sender,) = primary.senders()
+        (sender,) = standing.senders()
         sender.kill()
         proxy.release.set()
         with pytest.raises(RestoreFailed, match="the sender says: pg_basebackup ended with status -9"):
@@ -195,8 +177,8 @@ async def test_pg_basebackup_that_is_killed_is_told_from_one_that_has_finished(p
     assert_old_data_live(rebuilt)
 
 
-async def test_a_requester_that_is_killed_leaves_the_old_data_and_no_process(primary: Peer, rebuilt: Peer) -> None:
-    async with between(primary, "hold") as proxy:
+async def test_a_requester_that_is_killed_leaves_the_old_data_and_no_process(standing: Peer, rebuilt: Peer) -> None:
+    async with between(standing, "hold") as proxy:
         arguments = [rebuilt.root / "manatee.toml", proxy.identity.content().decode(), rebuilt.postgresql.major]
         requester = subprocess.Popen([sys.executable, "-c", REQUESTER, *map(str, arguments)])
         try:
@@ -204,28 +186,29 @@ async def test_a_requester_that_is_killed_leaves_the_old_data_and_no_process(pri
         finally:
             requester.kill()
             requester.wait()
-        await eventually(lambda: primary.streams() == 0 and not primary.senders())
+        await eventually(lambda: standing.streams() == 0 and not standing.senders())
     left = rebuilt.names - {"data"}
     assert len(left) == 1
     assert left.pop().startswith("data.restoring-")
     assert await open_storage(rebuilt.settings).clear_leftovers() == 1
     assert_old_data_live(rebuilt)
+    rebuilt.start()
 
 
-async def test_a_restore_can_be_cancelled(primary: Peer, rebuilt: Peer) -> None:
-    async with between(primary, "hold") as proxy:
+async def test_a_restore_can_be_cancelled(standing: Peer, rebuilt: Peer) -> None:
+    async with between(standing, "hold") as proxy:
         running = asyncio.create_task(Attempt(rebuilt).run(proxy.identity))
         await proxy.held.wait()
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
             await running
         assert_old_data_live(rebuilt)
-        await eventually(lambda: primary.streams() == 0 and not primary.senders())
+        await eventually(lambda: standing.streams() == 0 and not standing.senders())
 
 
-async def test_a_cancellation_at_any_moment_leaves_the_old_data_or_the_new(primary: Peer, sandbox: Sandbox) -> None:
+async def test_a_cancellation_at_any_moment_leaves_the_old_data_or_the_new(standing: Peer, sandbox: Sandbox) -> None:
     for moment in range(5):
-        peer = sandbox.peer(primary.postgresql)
+        peer = sandbox.peer(standing.postgresql)
         old = peer.data / "global" / "pg_control"
         old.parent.mkdir(parents=True)
         old.write_text("old")
@@ -235,7 +218,7 @@ async def test_a_cancellation_at_any_moment_leaves_the_old_data_or_the_new(prima
         async def before_adopt(reached: asyncio.Event = reached) -> None:
             reached.set()
 
-        running = asyncio.create_task(Attempt(peer).run(primary, before_adopt=before_adopt))
+        running = asyncio.create_task(Attempt(peer).run(standing, before_adopt=before_adopt))
         await reached.wait()
         await asyncio.sleep(moment * 0.001)
         running.cancel()
@@ -245,12 +228,12 @@ async def test_a_cancellation_at_any_moment_leaves_the_old_data_or_the_new(prima
 
 
 async def test_the_nearest_source_is_tried_first_and_the_next_one_when_it_fails(
-    sandbox: Sandbox, primary: Peer
+    sandbox: Sandbox, standing: Peer
 ) -> None:
-    down, peer = sandbox.peer(primary.postgresql), sandbox.peer(primary.postgresql)
+    down, peer = sandbox.peer(standing.postgresql), sandbox.peer(standing.postgresql)
     attempt = Attempt(peer)
-    restored = await attempt.run(down, primary)
-    assert restored.source == primary.settings.identity
+    restored = await attempt.run(down, standing)
+    assert restored.source == standing.settings.identity
     assert "cannot be reached" in attempt.errors[0]
     assert [progress.source for progress in attempt.seen if progress.state == "waiting"] == [
         down.settings.identity.backup_url
@@ -290,14 +273,14 @@ async def test_who_finds_all_streams_taken_waits_its_turn(sandbox: Sandbox, any_
     assert second.restore.progress.state == "done"
 
 
-async def test_a_checkpoint_that_takes_long_is_no_stall(primary: Peer, rebuilt: Peer) -> None:
+async def test_a_checkpoint_that_takes_long_is_no_stall(standing: Peer, rebuilt: Peer) -> None:
     (checkpointer,) = [
-        process for process in psutil.Process(primary.pid).children() if "checkpointer" in " ".join(process.cmdline())
+        process for process in psutil.Process(standing.pid).children() if "checkpointer" in " ".join(process.cmdline())
     ]
     attempt = Attempt(rebuilt)
     checkpointer.suspend()
     try:
-        running = asyncio.create_task(attempt.run(primary, attempts=1))
+        running = asyncio.create_task(attempt.run(standing, attempts=1))
         await asyncio.sleep(1.5 * rebuilt.settings.backup.idle_timeout)
         assert not running.done()
         assert attempt.restore.progress.bytes_done == 0
@@ -307,17 +290,17 @@ async def test_a_checkpoint_that_takes_long_is_no_stall(primary: Peer, rebuilt: 
 
 
 async def test_a_disk_that_is_too_small_is_found_out_before_and_one_that_fills_up_on_the_way(
-    needs_root: None, primary: Peer, rebuilt: Peer, monkeypatch: pytest.MonkeyPatch
+    needs_root: None, standing: Peer, rebuilt: Peer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage(rebuilt.root)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1 << 20))
     with pytest.raises(RestoreFailed, match=r"needs about \d+ MiB and .* has 1 MiB free"):
-        await Attempt(rebuilt).run(primary)
+        await Attempt(rebuilt).run(standing)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     assert_old_data_live(rebuilt)
     with tmpfs(rebuilt.root / "db", megabytes=20):
         with pytest.raises(RestoreFailed, match="no space left"):
-            await Attempt(rebuilt).run(primary)
+            await Attempt(rebuilt).run(standing)
         assert rebuilt.names == set()
 
 
