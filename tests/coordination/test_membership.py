@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import socket
 import time
@@ -179,6 +180,20 @@ async def test_zookeeper_killed_for_longer_than_the_session_timeout_finds_the_se
     await until(lambda: len(changes) > told)
     await member.publish(STATUS)
     assert [active.peer for active in (await member.read()).active] == [peer(1), peer(2)]
+
+
+async def test_zookeeper_is_tried_again_every_half_second_for_as_long_as_it_is_down(connect: Party) -> None:
+    attempts: list[float] = []
+
+    def turn_away(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        attempts.append(time.monotonic())
+        writer.transport.abort()
+
+    door = await asyncio.start_server(turn_away, ADDRESS, free_port())
+    host, port = door.sockets[0].getsockname()
+    await connect(f"{host}:{port}", within=None)
+    await until(lambda: len(attempts) == 12, within=8)
+    door.close()
 
 
 @pytest.mark.parametrize("wiped", [False, True])
