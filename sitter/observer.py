@@ -18,7 +18,7 @@ from sitter.transitions import Transitions
 from sitter.view import Database, Limits, Memory, Present, View
 
 FLICKER = 1.0
-"""Seconds for which a receiver that streamed counts as streaming: it starts anew when its upstream changes timeline."""
+"""Seconds without streaming that do not count: a receiver starts anew when its upstream changes, or its timeline."""
 
 
 class Observer:
@@ -39,7 +39,7 @@ class Observer:
         self._transitions = transitions
         self._comparer = comparer
         self._unready: Mapping[str, float] = {}
-        self._streamed: tuple[str, float] = "", 0.0
+        self._streamed_at = -math.inf
         self._writable_since: float | None = None
         given = settings.postgres
         self._limits = Limits(given.sync_grace, given.seal_timeout, given.crash_restart_timeout, given.handover_timeout)
@@ -112,13 +112,13 @@ class Observer:
         )
 
     def _streaming(self, facts: Facts | None, upstream: Peer | None) -> bool:
+        """It streams from its upstream, or did from this or another until a moment ago."""
         if facts is None or upstream is None:
             return False
         now, receiver = time.monotonic(), facts.receiver
         if receiver and receiver.status == "streaming" and f"host={upstream.ip} " in f"{receiver.conninfo} ":
-            self._streamed = upstream.id, now
-        peer, at = self._streamed
-        return peer == upstream.id and now - at < FLICKER
+            self._streamed_at = now
+        return now - self._streamed_at < FLICKER
 
     def _writable_for(self, facts: Facts | None) -> float:
         if facts is None or facts.in_recovery:
