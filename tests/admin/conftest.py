@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def chain(postgresql: Installation, postgres_user: str | None, shared_directory:
 @pytest.fixture
 async def shard(zookeeper_server: ZooKeeperServer, request: pytest.FixtureRequest) -> AsyncIterator[Coordinated]:
     """A shard of this test's own, which does not exist until a state is written."""
-    name = request.node.name.replace("[", "-").replace("]", "")[-60:].strip("-_.")
+    name = re.sub(r"[^A-Za-z0-9]+", "-", request.node.name)[-60:].strip("-")
     root = f"/manatee/{name}"
     settings = ZooKeeper(servers=zookeeper_server.servers, session_timeout=4)
     coordination = Coordination(settings, root, structlog.get_logger())
