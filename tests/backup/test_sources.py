@@ -165,9 +165,12 @@ async def test_nothing_is_written_outside_or_twice(peer: Peer, extra: tarfile.Ta
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        (b"", "not the tar archive it should be: empty"),
-        (b"<html>this is the wrong port</html>", "not the tar archive"),
-        (archive()[:5000], "not the tar archive|in the middle of"),
+        (b"", "the stream ends between two files"),
+        (b"<html>this is the wrong port</html>", "the stream ends between two files"),
+        (b"<html>" * 200, "not the tar archive"),
+        (archive()[: 512 * 3] + b"garbage!" * 64 + archive()[512 * 4 :], "not the tar archive"),
+        (archive()[: 512 * 3], "the stream ends between two files"),
+        (archive()[:5000], 'ends in the middle of "global/pg_control"'),
         (archive(without="global/pg_control"), "no complete database"),
         (archive(without="backup_label"), "no backup_label"),
     ],
