@@ -19,9 +19,10 @@ import structlog
 
 from manatee.cluster import application_name
 from manatee.config import Settings
-from sitter.postgres import configuration, controldata
+from sitter.postgres import configuration
 from sitter.postgres.configuration import ALONE, NOBODY, Replication
 from sitter.postgres.process import Postmaster
+from sitter.postgres.server import Server
 
 USER = "postgres"
 HBA = """\
@@ -83,11 +84,16 @@ class Node:
 
     settings: Settings
     version: int
+    server: Server = field(init=False)
     postmaster: Postmaster = field(init=False)
-    foundation: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.postmaster = Postmaster(self.settings, structlog.get_logger(peer=self.settings.peer.zone_id))
+        self.server = Server(self.settings, structlog.get_logger(peer=self.settings.peer.zone_id))
+        self.postmaster = self.server._postmaster
+
+    @property
+    def foundation(self) -> dict[str, str]:
+        return self.server._foundation
 
     @property
     def data_dir(self) -> Path:
@@ -101,13 +107,8 @@ class Node:
         link = configuration.conninfo(self.settings.identity, upstream.settings.identity)
         return Replication(NOBODY, read_only=False, upstream=link, **changes)
 
-    async def start(self, replication: Replication, *, standby: bool, timeout: float = 20.0) -> None:
-        control = await controldata.read(self.settings, timeout=5) if standby else None
-        configuration.clean_auto_conf(self.settings)
-        configuration.set_standby_signal(self.settings, standby)
-        self.foundation = await configuration.foundation(self.settings, control, version=self.version, timeout=5)
-        path = configuration.write(self.settings, self.foundation, replication)
-        await self.postmaster.start(path, timeout=timeout)
+    async def start(self, replication: Replication, *, standby: bool) -> None:
+        await self.server.start(replication, as_standby=standby)
 
     async def start_primary(self, commits_wait_for: str = ALONE) -> None:
         await self.start(Replication(commits_wait_for, read_only=False), standby=False)
@@ -126,11 +127,6 @@ class Node:
 
         await until(ready)
 
-    def change(self, replication: Replication) -> None:
-        """Another role, by a reload."""
-        configuration.write(self.settings, self.foundation, replication)
-        self.postmaster.reload()
-
     async def connect(self, **changes: Any) -> psycopg.AsyncConnection[Any]:
         here = {"host": str(self.settings.postgres.socket_dir), "port": self.settings.peer.postgres_port}
         return await psycopg.AsyncConnection.connect(
@@ -148,6 +144,16 @@ class Node:
 
     async def value(self, query: str) -> Any:
         return (await self.sql(query))[0][0]
+
+    def waldump(self, *arguments: str) -> str:
+        """What pg_waldump says; where the log ends it complains, which is no matter here."""
+        command: list[str | Path] = [
+            self.settings.postgres.bin_dir / "pg_waldump",
+            "-p",
+            self.data_dir / "pg_wal",
+            *arguments,
+        ]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout
 
     async def crash(self) -> None:
         """End it as a power cut would, as far as a running system allows."""

@@ -77,7 +77,7 @@ async def test_any_name_survives_postgresql(machines: Machines) -> None:
     name = "a \\ 'b' \"c\", *, first 2 (x)"
     await node.start_primary(name)
     assert await node.value("show synchronous_standby_names") == configuration.standby_names(name)
-    node.change(Replication(ALONE, read_only=True))
+    await node.server.configure(Replication(ALONE, read_only=True))
 
     async def emptied() -> bool:
         return bool(await node.value("show synchronous_standby_names") == "")

@@ -35,8 +35,8 @@ asyncio.run(main())
 
 async def prepare(node: Node) -> Path:
     configuration.set_standby_signal(node.settings, False)
-    node.foundation = await configuration.foundation(node.settings, None, version=node.version, timeout=5)
-    return configuration.write(node.settings, node.foundation, Replication(ALONE, read_only=False))
+    foundation = await configuration.foundation(node.settings, None, version=node.version, timeout=5)
+    return configuration.write(node.settings, foundation, Replication(ALONE, read_only=False))
 
 
 async def sitter(node: Node) -> tuple[asyncio.subprocess.Process, int]:

@@ -72,7 +72,7 @@ async def test_facts_of_a_primary_and_its_standby(machines: Machines) -> None:
     primary = machines.initialized()
     await primary.start_primary()
     standby = await machines.standby_of(primary)
-    primary.change(Replication(standby.name, read_only=True))
+    await primary.server.configure(Replication(standby.name, read_only=True))
 
     async def in_force() -> bool:
         return (await queries.facts(primary.settings)).standby_names == configuration.standby_names(standby.name)

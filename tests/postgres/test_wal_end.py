@@ -163,7 +163,7 @@ async def test_over_a_change_of_timeline(machines: Machines) -> None:
     behind = await machines.standby_of(sync)
     await caught_up(behind, await work(primary))
     await primary.crash()
-    sync.change(Replication(ALONE, read_only=False))
+    await sync.server.configure(Replication(ALONE, read_only=False))
     await sync.sql("select pg_promote()")
     mark = await work(sync)
     await caught_up(behind, mark)
