@@ -59,6 +59,8 @@ SOON = 0.05
 def decide(view: View) -> Decision:
     """What this peer should do now. The first rule that matches wins."""
     refusal = _refusal(view)
+    if view.leaving and (refusal or view.state is None):
+        return Decision("leaving", Stopped(), memory=view.memory, resign=True)
     if refusal:
         return Decision(f"refusing: {refusal}", Keep(), memory=view.memory, waiting_for="an operator")
     if view.state is None:

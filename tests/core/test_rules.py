@@ -601,3 +601,13 @@ def test_a_shard_of_manatee_2_is_adopted_by_its_primary() -> None:
     below = decide(view(A, **inherited, end=Lsn(BEGINNING - 1)))
     assert below.database == Stopped()
     assert below.cluster is None
+
+
+@pytest.mark.parametrize(
+    "nothing_to_act_on",
+    [{"state": None}, {"state": None, "state_problem": "primary: Field required"}],
+    ids=["no state", "a state that does not validate"],
+)
+def test_a_peer_that_is_asked_to_leave_does_so_whatever_zookeeper_holds(nothing_to_act_on: Any) -> None:
+    decision = decide(view(A, leaving=True, **nothing_to_act_on))
+    assert (decision.database, decision.resign, decision.write) == (Stopped(), True, None)
