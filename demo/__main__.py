@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,7 +15,7 @@ import click
 
 from demo.options import local_shard, run, shard_options
 from demo.screen import CommandFailed, Screen
-from demo.shard import LocalPeer, LocalShard, Seen
+from demo.shard import LocalPeer, LocalShard, script
 from demo.writer import Writer
 from manatee.client import NoPrimary, Topology
 
@@ -75,11 +74,18 @@ async def _writing(topology: Topology) -> AsyncIterator[Writer]:
         await asyncio.wait([task])
 
 
-async def _wait_complete(screen: Screen, shard: LocalShard) -> Seen:
+async def _wait_complete(screen: Screen, shard: LocalShard) -> None:
+    """Every peer is ready, and the operator's own tool finds nothing wrong."""
     with screen.waiting("waiting until the shard is complete") as show:
-        return await shard.wait_for(
+        await shard.wait_for(
             lambda seen: seen.complete(len(shard.peers)), timeout=SETTLE, what="a complete shard", progress=show
         )
+        ends = time.monotonic() + SETTLE
+        while problems := await shard.verify():
+            if time.monotonic() > ends:
+                raise NotHeld(f"after {SETTLE:.0f} s manatee-adm verify still finds: {problems}")
+            show(problems)
+            await asyncio.sleep(0.5)
 
 
 async def _kill_the_primary(screen: Screen, shard: LocalShard, writer: Writer) -> LocalPeer:
@@ -101,7 +107,8 @@ async def _kill_the_primary(screen: Screen, shard: LocalShard, writer: Writer) -
             progress=lambda _: show(f"no write was acknowledged for {_outage(writer, killed):.1f} s"),
         )
         assert after.state is not None
-        await _until(lambda: writer.acknowledged[-1][1] > killed, "a write that is acknowledged again")
+        taken_over = time.monotonic()
+        await _until(lambda: writer.acknowledged[-1][1] > taken_over, "a write that is acknowledged again")
     declared = await shard.declared(after.state.generation)
     screen.say(
         f"generation {after.state.generation} was declared {declared - killed_at:.2f} s after the kill"
@@ -116,7 +123,7 @@ async def _kill_the_primary(screen: Screen, shard: LocalShard, writer: Writer) -
 
 
 def _outage(writer: Writer, moment: float) -> float:
-    outage = writer.outage_around(moment)
+    outage = writer.outage_since(moment)
     return outage.seconds if outage is not None else 0.0
 
 
@@ -160,13 +167,11 @@ async def _rebuild(screen: Screen, shard: LocalShard, killed: LocalPeer) -> None
 
 async def _adm(screen: Screen, shard: LocalShard, *arguments: str, config: Path | None = None) -> None:
     """Run manatee-adm as an operator would."""
-    command = Path(sys.executable).parent / "manatee-adm"
     environment = {**os.environ, **shard.environment}
     if config is not None:
         environment["MANATEE_SITTER_CONFIG"] = str(config)
-    await screen.run(
-        command, *arguments, shown=f"manatee-adm {' '.join(arguments)}", env=environment, timeout=SETTLE + 60
-    )
+    shown = f"manatee-adm {' '.join(arguments)}"
+    await screen.run(script("manatee-adm"), *arguments, shown=shown, env=environment, timeout=SETTLE + 60)
 
 
 if __name__ == "__main__":

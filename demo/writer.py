@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from manatee.client import NoPrimary, Topology, connect_primary, within
@@ -74,11 +75,16 @@ class Writer:
             finally:
                 await connection.close()
 
-    def outage_around(self, moment: float) -> Outage | None:
-        """The time without acknowledgements that began before or at `moment` and ended after; None before any write."""
-        before = [at for _, at in self.acknowledged if at <= moment]
-        after = next((at for _, at in self.acknowledged if at > moment), None)
-        return Outage(before[-1], after) if before else None
+    def outage_since(self, moment: float) -> Outage | None:
+        """The longest time without acknowledgements that ended after `moment`, or lasts; None before any write.
+
+        Not simply the one that `moment` lies in: what is killed then may still answer a write or two.
+        """
+        times = [at for _, at in self.acknowledged]
+        if not times:
+            return None
+        ended = [Outage(last, first) for last, first in pairwise(times) if first > moment]
+        return max((*ended, Outage(times[-1], None)), key=lambda outage: outage.seconds)
 
     async def missing(self) -> list[int]:
         """The rows acknowledged so far that are not in the table on the primary now."""

@@ -44,7 +44,7 @@ async def test_nothing_is_lost_when_the_primary_is_killed_again_and_again(postgr
             after = await next_generation(shard, before)
             assert primary_of(shard, after) == sync, "the old sync, and nobody else, is the new primary"
             await acknowledges(writer)
-            outage = writer.outage_around(killed_at)
+            outage = writer.outage_since(killed_at)
             assert outage is not None
             outages.append(outage.seconds)
             assert await writer.missing() == []
