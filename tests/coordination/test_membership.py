@@ -32,7 +32,7 @@ async def test_joining_twice_in_one_session_is_joining_once(
 async def test_a_join_whose_answer_was_lost_is_found_again(
     zookeeper: ZooKeeperServer, connect: Party, proxy: Proxy, raw: KazooClient, root: str
 ) -> None:
-    member = await connect(proxy.servers, request_timeout=0.5)
+    member = await connect(proxy.servers, request_timeout=1.0)
     await member.join(peer(1))
     await member.resign()
     proxy.swallow_on = b'"zoneId"'
@@ -84,7 +84,7 @@ async def test_an_expired_session_is_replaced_and_whoever_it_was_joins_again(
     zookeeper: ZooKeeperServer, connect: Party, raw: KazooClient, root: str
 ) -> None:
     changes: list[int | None] = []
-    member = await connect(zookeeper.servers, on_change=lambda: changes.append(member.session_id))
+    member = await connect(zookeeper.servers, on_change=lambda: changes.append(connect.made[0].session_id))
     await member.join(peer(1))
     await member.publish(STATUS)
     before = await member.read()
@@ -153,7 +153,7 @@ async def test_zookeeper_killed_for_longer_than_the_session_timeout_finds_the_se
     own_zookeeper: ZooKeeperServer, connect: Party
 ) -> None:
     changes: list[bool] = []
-    member = await connect(own_zookeeper.servers, on_change=lambda: changes.append(member.connected))
+    member = await connect(own_zookeeper.servers, on_change=lambda: changes.append(connect.made[0].connected))
     other = await connect(own_zookeeper.servers)
     await member.join(peer(1))
     await member.publish(STATUS)
@@ -260,7 +260,7 @@ async def test_a_server_that_is_gone_without_a_word_does_not_keep_us_from_the_ot
         for _ in range(4):  # kazoo tries them in random order
             started = time.monotonic()
             member = await connect(servers, session_timeout=4)
-            assert time.monotonic() - started < 1.5
+            assert time.monotonic() - started < 3
             await member.close()
 
 

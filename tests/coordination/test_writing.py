@@ -233,7 +233,7 @@ async def reconnected(proxy: Proxy, connect: Party) -> None:
 async def test_a_write_that_landed_unseen_is_settled_by_reading(
     connect: Party, proxy: Proxy, raw: KazooClient, root: str, broken: bool
 ) -> None:
-    member = await connect(proxy.servers, request_timeout=5.0 if broken else 0.3)
+    member = await connect(proxy.servers, request_timeout=5.0 if broken else 1.0)
     await begin(member)
     if broken:  # the connection is cut right after sending; else the answer just does not come
         proxy.cut_on = b'"generation": 2'
@@ -252,7 +252,7 @@ async def test_a_write_that_landed_unseen_is_settled_by_reading(
 async def test_a_write_that_did_not_land_can_not_land_once_it_is_settled(
     connect: Party, proxy: Proxy, raw: KazooClient, root: str
 ) -> None:
-    member = await connect(proxy.servers, request_timeout=0.3)
+    member = await connect(proxy.servers, request_timeout=1.0)
     await begin(member)
     proxy.hold = True
     sent = remember(member)
@@ -298,7 +298,7 @@ async def test_a_write_that_lands_late_is_found_by_settling(
 async def test_settling_whose_own_answer_is_lost_is_not_settled(
     connect: Party, proxy: Proxy, raw: KazooClient, root: str
 ) -> None:
-    member = await connect(proxy.servers, request_timeout=0.3)
+    member = await connect(proxy.servers, request_timeout=1.0)
     await begin(member)
     proxy.hold = True
     await lose_answer(member, version=0, generation=2)
@@ -318,7 +318,7 @@ async def test_settling_whose_own_answer_is_lost_is_not_settled(
 async def test_an_open_set_up_is_settled_either_way(
     connect: Party, proxy: Proxy, raw: KazooClient, root: str, landed: bool
 ) -> None:
-    member = await connect(proxy.servers, request_timeout=0.3)
+    member = await connect(proxy.servers, request_timeout=1.0)
     await member.join(peer(1))
     sent = remember(member)
     if landed:
@@ -377,7 +377,7 @@ async def test_what_was_not_sent_is_never_sent(
     connect: Party, zookeeper: ZooKeeperServer, raw: KazooClient, root: str
 ) -> None:
     """A request still in the queue at its deadline is withdrawn from it: Unreachable, and not OutcomeUnknown."""
-    member = await connect(zookeeper.servers, request_timeout=0.3)
+    member = await connect(zookeeper.servers, request_timeout=1.0)
     await begin(member)
     client = member._session._client
     assert client is not None
