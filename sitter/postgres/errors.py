@@ -55,3 +55,7 @@ class PromoteFailed(PostgresError):
 
 class BadWal(PostgresError):
     """The write-ahead log in a data directory cannot be read where it must be readable."""
+
+
+class CompareFailed(PostgresError):
+    """The upstream could not be asked how our log stands to its own; asking again later may help."""
