@@ -279,6 +279,25 @@ class LocalShard:
         """When a generation was first written, in seconds since the epoch by ZooKeeper's clock."""
         return min(entry.time for entry in await self._coordination.history() if entry.generation == generation)
 
+    async def verify(self) -> str:
+        """What `manatee-adm verify` complains of, in one line; empty if all is well."""
+        process = await asyncio.create_subprocess_exec(
+            script("manatee-adm"),
+            "verify",
+            env={**os.environ, **self.environment},
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        try:
+            async with asyncio.timeout(30):
+                output, _ = await process.communicate()
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        return "; ".join(output.decode().split("\n")).strip("; ") if process.returncode else ""
+
     async def _wait_for_news(self) -> None:
         """A change in ZooKeeper, or a moment."""
         self._news.clear()
@@ -372,13 +391,18 @@ class LocalShard:
         return settings
 
     def _program(self, daemon: str, peer: LocalPeer) -> Program:
-        script = Path(sys.executable).parent / f"manatee-{daemon}"
-        if not script.exists():
-            raise ShardFailed(f"{script} is not there: install this project into the environment of {sys.executable}")
         # A program of this size gains nothing from malloc arenas for each thread, and they count as resident memory.
         env = {"MALLOC_ARENA_MAX": "2", "PYTHONUNBUFFERED": "1"}
-        argv = (script, "-c", peer.settings_file)
+        argv = (script(f"manatee-{daemon}"), "-c", peer.settings_file)
         return Program(program_name(daemon, peer.number), argv, peer.log(daemon), env, grace=20.0)
+
+
+def script(name: str) -> Path:
+    """One of this project's programs; raises ShardFailed where it is not installed."""
+    path = Path(sys.executable).parent / name
+    if not path.exists():
+        raise ShardFailed(f"{path} is not there: install this project into the environment of {sys.executable}")
+    return path
 
 
 def as_toml(document: Mapping[str, Mapping[str, object]]) -> str:
