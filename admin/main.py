@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import importlib
 import os
-import sys
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -102,12 +101,7 @@ def version() -> None:
 
 def main() -> None:
     """The console script."""
-    try:
-        cli(prog_name="manatee-adm")
-    except BrokenPipeError:
-        # Whoever read our output has seen enough; Python would complain again when it flushes.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+    cli(prog_name="manatee-adm")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,8 @@ from admin.target import Target
 from manatee.cluster import ClusterState
 from manatee.coordination import Coordination, Unreachable
 
+_AWAY = 15.0
+"""Seconds after a request's end in which ZooKeeper may be away before the command gives up."""
 _LOOK = 1.0
 """Seconds after which the shard is looked at again even if ZooKeeper has not told of a change."""
 
@@ -59,7 +61,10 @@ def promote(target: Target, name: str, role: str, async_index: int | None, yes: 
     The role it has now must be given, and for an async among several its index: the shard may have moved on since you
     looked. Promoting the sync deposes the primary. The command waits for the outcome.
     """
-    run(_promote(target, name, role, async_index, yes))
+    try:
+        run(_promote(target, name, role, async_index, yes))
+    except KeyboardInterrupt:
+        raise Failed("interrupted: what was asked for stays asked for until it expires") from None
 
 
 async def _promote(target: Target, name: str, role: str, async_index: int | None, yes: bool) -> None:
@@ -100,17 +105,18 @@ def _confirm(state: ClusterState, seen: Observations, name: str, role: str) -> N
 async def _await_outcome(
     target: Target, shard: Coordination, asked: ClusterState, changed: asyncio.Event
 ) -> requests.Outcome:
-    """Look until the request has come to something; it expires, so this ends."""
+    """Look until the request has come to something. It expires, so this ends."""
     assert asked.promote is not None
-    last = requests.Outcome("failed", "ZooKeeper cannot be asked what has become of the request")
     while True:
         changed.clear()
-        with contextlib.suppress(Unreachable):
-            last = requests.outcome(asked, state_of(target, await shard.read()), time.time())
-        if last.verdict != "pending" and not (
-            last.text.startswith("ZooKeeper") and time.time() < asked.promote.expires()
-        ):
-            return last
+        try:
+            found = requests.outcome(asked, state_of(target, await shard.read()), time.time())
+        except Unreachable as error:
+            if time.time() > asked.promote.expires() + _AWAY:
+                return requests.Outcome("failed", f"what has become of the request is not known: {error}")
+        else:
+            if found.verdict != "pending":
+                return found
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_LOOK):
                 await changed.wait()

@@ -44,7 +44,10 @@ async def _observe(peer: Peer, deadline: float) -> Observed:
     try:
         async with asyncio.timeout(deadline):
             connection = await psycopg.AsyncConnection.connect(
-                **postgres_address(peer.pg_url).parameters, autocommit=True, application_name="manatee-adm"
+                **postgres_address(peer.pg_url).parameters,
+                autocommit=True,
+                application_name="manatee-adm",
+                target_session_attrs="any",  # whatever PGTARGETSESSIONATTRS says
             )
         try:
             return await within(connection, ends - time.monotonic(), _ask(connection))

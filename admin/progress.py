@@ -43,7 +43,6 @@ class Display:
                 console=console,
                 transient=True,
             )
-            self._task = self._bar.add_task("waiting for the sitter", total=None)
             self._bar.start()
         return self
 
@@ -54,7 +53,12 @@ class Display:
             self._bar.stop()
 
     def show(self, now: Judgement) -> None:
-        if self._bar is not None and self._task is not None:
+        if self._bar is not None:
+            if self._task is None or (now.total is None) != (self._bar.tasks[0].total is None):
+                # A task that has a total cannot lose it.
+                for task in self._bar.task_ids:
+                    self._bar.remove_task(task)
+                self._task = self._bar.add_task(now.text, total=now.total)
             self._bar.update(self._task, description=now.text, completed=now.done, total=now.total)
             return
         moment = time.monotonic()

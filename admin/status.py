@@ -157,9 +157,15 @@ def _complain(state: ClusterState, seen: Observations) -> bool:
     """Say why servers could not be queried, on standard error; whether there were any."""
     silent = [peer for peer in _asked(state) if not seen[peer.id].online]
     for peer in silent:
-        where = postgres_address(peer.pg_url)
-        click.echo(f'manatee-adm: peer "{peer.label}": postgres at {where}: {seen[peer.id].error}', err=True)
+        click.echo(f'manatee-adm: peer "{peer.label}": postgres at {_where(peer)}: {seen[peer.id].error}', err=True)
     return bool(silent)
+
+
+def _where(peer: Peer) -> str:
+    try:
+        return str(postgres_address(peer.pg_url))
+    except ValueError:
+        return peer.ip
 
 
 def _end(state: ClusterState, seen: Observations) -> None:

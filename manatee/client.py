@@ -253,14 +253,14 @@ async def connect_primary(topology: Topology, *, deadline: float = 30.0, **param
     and win over what the peer's pgUrl says. Raises NoPrimary after `deadline` seconds.
     """
     ends = time.monotonic() + deadline
-    failure = "the shard is not set up"
+    failure: str = _CutShort("the shard is not set up")
     pauses = _pauses()
     while (left := ends - time.monotonic()) > 0:
         chain = topology.chain
         pause = left
         if chain is not None:
             winner: Connection | None = None
-            attempt = asyncio.create_task(_try(chain.addresses[0], min(_ATTEMPT, left), parameters))
+            attempt = asyncio.create_task(_try_peer(chain.primary, min(_ATTEMPT, left), parameters))
             news = asyncio.create_task(topology.changed(chain))
             try:
                 await asyncio.wait({attempt, news}, return_when=asyncio.FIRST_COMPLETED)
@@ -273,7 +273,7 @@ async def connect_primary(topology: Topology, *, deadline: float = 30.0, **param
                     return winner
             finally:
                 await _abandon([attempt, news], keep=winner)
-            failure = outcome
+            failure = _the_better(failure, outcome)
             pause = next(pauses)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(min(pause, max(0.0, ends - time.monotonic()))):
@@ -290,12 +290,12 @@ async def connect_writable(addresses: Sequence[Address], *, deadline: float = 30
         raise ValueError("no host was given")
     ends = time.monotonic() + deadline
     pauses = _pauses()
-    failures: list[str] = []
+    failure: str = _CutShort()
     while (left := ends - time.monotonic()) > 0:
         attempts = [asyncio.create_task(_try(each, min(_ATTEMPT, left), parameters)) for each in addresses]
         winner: Connection | None = None
+        failures = []
         try:
-            failures = []
             for earliest in asyncio.as_completed(attempts):
                 outcome = await earliest
                 if not isinstance(outcome, str):
@@ -304,8 +304,21 @@ async def connect_writable(addresses: Sequence[Address], *, deadline: float = 30
                 failures.append(outcome)
         finally:
             await _abandon(attempts, keep=winner)
+        cut_short = all(isinstance(each, _CutShort) for each in failures)
+        failure = _the_better(failure, (_CutShort if cut_short else str)("; ".join(failures)))
         await asyncio.sleep(min(next(pauses), max(0.0, ends - time.monotonic())))
-    raise NoPrimary(f"no writable primary within {deadline:g} s: {'; '.join(failures)}")
+    raise NoPrimary(f"no writable primary within {deadline:g} s: {failure}")
+
+
+class _CutShort(str):
+    """A failure that says no more than that our own time was over."""
+
+    __slots__ = ()
+
+
+def _the_better(known: str, new: str) -> str:
+    """The failure to report: the last one that says something."""
+    return new if isinstance(known, _CutShort) or not isinstance(new, _CutShort) else known
 
 
 def _pauses() -> Iterator[float]:
@@ -325,23 +338,32 @@ async def _abandon(attempts: Iterable[asyncio.Task[Any]], *, keep: Connection | 
             await outcome.close()
 
 
+async def _try_peer(peer: Peer, seconds: float, parameters: Mapping[str, Any]) -> Connection | str:
+    try:
+        address = postgres_address(peer.pg_url)
+    except ValueError as error:
+        return f"{peer.id}: {error}"
+    return await _try(address, seconds, parameters)
+
+
 async def _try(address: Address, seconds: float, parameters: Mapping[str, Any]) -> Connection | str:
     """A connection to a server that takes writes, or the reason why there is none."""
     import psycopg
 
-    wanted = {"autocommit": True, **_KEEPALIVES, **address.parameters, **parameters}
+    wanted = {"autocommit": True, "target_session_attrs": "any", **_KEEPALIVES, **address.parameters, **parameters}
     ends = time.monotonic() + seconds
     try:
         async with asyncio.timeout(seconds):
             connection = await psycopg.AsyncConnection.connect(**wanted)
     except TimeoutError:
-        return f"{address}: no answer within {seconds:.1f} s"
+        return _silence(address, seconds)
     except (psycopg.Error, OSError) as error:
         return f"{address}: {first_line(error)}"
     try:
         refusal = await within(connection, max(0.1, ends - time.monotonic()), _refusal(connection))
     except TimeoutError:
-        refusal = f"no answer within {seconds:.1f} s"
+        await connection.close()
+        return _silence(address, seconds)
     except psycopg.Error as error:
         refusal = first_line(error)
     except BaseException:
@@ -351,6 +373,10 @@ async def _try(address: Address, seconds: float, parameters: Mapping[str, Any]) 
         return connection
     await connection.close()
     return f"{address}: {refusal}"
+
+
+def _silence(address: Address, seconds: float) -> str:
+    return (str if seconds >= _ATTEMPT else _CutShort)(f"{address}: no answer within {seconds:.1f} s")
 
 
 async def _refusal(connection: Connection) -> str | None:

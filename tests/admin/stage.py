@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from click.testing import CliRunner
+
 from demo.postgresql import Installation
 from demo.zookeeper import ZooKeeperServer
 from manatee.cluster import ClusterState, Peer, application_name
@@ -56,17 +58,35 @@ def environment(**values: str) -> dict[str, str]:
     return {"PATH": os.defpath, "PYTHONPATH": str(REPOSITORY), "LC_ALL": "C.UTF-8", **values}
 
 
+_one_at_a_time = asyncio.Lock()
+
+
 async def manatee_adm(*arguments: object, typed: str = "", **values: str) -> Run:
-    """Call it with these arguments and only these environment variables."""
+    """Call it in this process, which is quicker, with these arguments and only these environment variables."""
+    from admin.main import cli
+
+    began = time.monotonic()
+    names = {"ZK_IPS": None, "SHARD": None, "MANATEE_SITTER_CONFIG": None}
+    async with _one_at_a_time:
+        found = await asyncio.to_thread(
+            CliRunner().invoke, cli, [str(each) for each in arguments], input=typed, env={**names, **values}
+        )
+    if found.exception is not None and not isinstance(found.exception, SystemExit):
+        raise found.exception
+    return Run(found.exit_code, found.stdout, found.stderr, time.monotonic() - began)
+
+
+async def program(*arguments: object, **values: str) -> Run:
+    """Call it as a shell does: what it costs to load and to end counts too."""
     began = time.monotonic()
     child = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "admin.main", *map(str, arguments),
-        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
         env=environment(**values), cwd="/",
     )  # fmt: skip
     try:
         async with asyncio.timeout(60):
-            out, err = await child.communicate(typed.encode())
+            out, err = await child.communicate()
     finally:
         if child.returncode is None:
             child.kill()
@@ -99,6 +119,17 @@ class Coordinated:
         state = (await self.coordination.read()).state
         assert state is not None
         return state
+
+    @contextlib.contextmanager
+    def hanging(self) -> Iterator[None]:
+        """ZooKeeper accepts connections and answers nothing."""
+        pid = self.zookeeper.pid
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(pid, signal.SIGCONT)
 
     async def write_after_garbage(self, state: ClusterState) -> None:
         """Over a state that does not validate, which nothing of ours would do."""

@@ -81,6 +81,25 @@ async def test_what_was_known_stays_known_when_the_state_is_not_legible(shard: C
         assert after.generation == 2
 
 
+async def test_what_was_known_stays_known_while_zookeeper_is_away(shard: Coordinated, chain: Servers) -> None:
+    await shard.write(state_of_chain())
+    async with Topology(shard.zookeeper.servers, shard.name) as topology:
+        with shard.hanging():
+            async with await connect_primary(topology, deadline=5) as connection:
+                assert connection.info.host == A.ip
+        first = topology.chain
+        assert first is not None
+        await shard.write(state_of_chain(generation=2))
+        assert (await asyncio.wait_for(topology.changed(first), 20)).generation == 2
+
+
+async def test_a_primary_without_a_legible_address_is_said_to_have_none(shard: Coordinated) -> None:
+    await shard.write(state_of_chain(primary={**A.document(), "pgUrl": "nonsense"}))
+    async with Topology(shard.zookeeper.servers, shard.name) as topology:
+        with pytest.raises(NoPrimary, match="expected tcp://"):
+            await connect_primary(topology, deadline=0.3)
+
+
 async def test_programs_without_a_loop_read_it_once(shard: Coordinated) -> None:
     await shard.write(state_of_chain())
     chain = await asyncio.to_thread(read_chain, shard.zookeeper.servers, shard.name)
