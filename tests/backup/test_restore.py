@@ -289,6 +289,32 @@ async def test_a_checkpoint_that_takes_long_is_no_stall(standing: Peer, rebuilt:
     await running
 
 
+async def test_the_log_that_a_long_transfer_needs_is_kept_for_it(
+    sandbox: Sandbox, any_postgresql: Installation
+) -> None:
+    primary = sandbox.peer(any_postgresql, idle_timeout=60.0)
+    primary.initialize(wal_keep_size=0, max_wal_size="32MB", min_wal_size="32MB").serve()
+    peer = sandbox.peer(any_postgresql, idle_timeout=60.0)
+    async with between(primary, "hold", at=1 << 20) as proxy:
+        running = asyncio.create_task(Attempt(peer).run(proxy.identity, attempts=1))
+        await proxy.held.wait()
+        for _ in range(3):
+            primary.sql("SELECT pg_logical_emit_message(false, 'test', repeat('x', 33554432))")
+            primary.sql("CHECKPOINT")
+        proxy.release.set()
+        await running
+    peer.follow(primary)
+    until(lambda: peer.received(primary.flushed()))
+
+
+async def test_without_a_free_replication_slot_a_snapshot_is_sent_all_the_same(
+    sandbox: Sandbox, any_postgresql: Installation
+) -> None:
+    primary = sandbox.peer(any_postgresql).initialize(max_replication_slots=0).serve()
+    await Attempt(sandbox.peer(any_postgresql)).run(primary)
+    assert "no replication slot for the backup" in primary.server_log()
+
+
 async def test_a_disk_that_is_too_small_is_found_out_before_and_one_that_fills_up_on_the_way(
     needs_root: None, standing: Peer, rebuilt: Peer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
