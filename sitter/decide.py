@@ -193,22 +193,25 @@ def _as_standby(shard: Shard) -> Decision:
             return Decision(reason, Restore(()), waiting_for="a serving peer to restore from")
         return Decision("restoring: this peer has no database", Restore(sources))
     compare, link = _comparison(shard, upstream), shard.link_to(upstream)
+    proven = view.memory.proof >= shard.needed_proof
+    # Data without proof may be anybody's, and somebody may be set to follow us: they do not run uncompared.
+    alone = Standby(None) if proven else Stopped()
     if link and link.answer is Comparison.DIVERGED:
         return _diverged(upstream, link.detail)
     if link and link.answer is Comparison.AHEAD:
         if upstream.id == shard.state.primary.id:
             reason = f"alarm: the data here are ahead of those of the primary, {upstream.label}: {link.detail}"
-            return Decision(reason, Standby(None), compare=compare, waiting_for=VERIFY)
+            return Decision(reason, alone, compare=compare, waiting_for=VERIFY)
         if not shard.present(shard.state.primary):
             return replace(_diverged(upstream, f"they are ahead, {link.detail}"), compare=compare)
         reason = f"waiting: the data here are ahead of {upstream.label}'s"
-        return Decision(reason, Standby(None), compare=compare, waiting_for=f"{upstream.label} to catch up")
-    if link or database.upstream == upstream.id:
+        return Decision(reason, alone, compare=compare, waiting_for=f"{upstream.label} to catch up")
+    if link or (proven and database.upstream == upstream.id):
         return Decision(f"following {upstream.label}", Standby(upstream), compare=compare)
     followed = next((peer for peer in shard.above if peer.id == database.upstream), None)
     reason = f"waiting: it is not known yet whether the data here are a prefix of {upstream.label}'s"
     waiting_for = f"the comparison with {upstream.label}" if compare else f"{upstream.label} to serve"
-    return Decision(reason, Standby(followed), compare=compare, waiting_for=waiting_for)
+    return Decision(reason, Standby(followed) if proven else Stopped(), compare=compare, waiting_for=waiting_for)
 
 
 def _diverged(upstream: Peer, detail: str) -> Decision:

@@ -271,6 +271,16 @@ def test_nobody_is_followed_before_the_comparison(me: Any) -> None:
     assert decision.waiting_for
 
 
+@pytest.mark.parametrize("upstream", [None, B.id], ids=["stopped", "set to follow before its data went"])
+def test_data_without_proof_do_not_run_before_the_comparison(upstream: Any) -> None:
+    """Promise 3: somebody downstream may still be set to follow us, and would take what a wrong restore brought."""
+    decision = decide(view(C, proof=0, link=None, online=False, streaming=False, upstream=upstream))
+    assert decision.database == Stopped()
+    assert decision.compare is not None
+    link = Link(B.id, GENERATION, GENERATION, Comparison.AHEAD, END)
+    assert decide(view(C, proof=0, link=link, online=False, streaming=False)).database == Stopped()
+
+
 @pytest.mark.parametrize(
     ("me", "who", "answer", "database"),
     [
@@ -318,7 +328,7 @@ def test_a_takeover_seals_first_then_declares() -> None:
     ("changes", "word"),
     [
         ({"state": state(freeze={"date": "2026-01-16T08:08:33.000Z", "reason": "work"})}, "frozen"),
-        ({"proof": 1, "link": None, "upstream": A.id}, "no proof"),
+        ({"proof": 1, "end": Lsn(149)}, "no proof"),
         ({"active": GONE[1:]}, "active list"),
         ({"active": GONE[:1]}, "no async is present"),
         ({"online": False}, "not online"),
