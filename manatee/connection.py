@@ -30,6 +30,8 @@ from manatee.log import Logger
 RECONNECT_DELAY = 0.35
 """Seconds between attempts to connect; kazoo varies it by up to 40 %."""
 
+_PATIENCE = 5
+
 
 @dataclass
 class Pulse:
@@ -116,8 +118,12 @@ class _Connection(ConnectionHandler):  # type: ignore[misc]
 
     A server that was wiped or restored from a backup closes the door on sessions that have seen more than it knows,
     in the same way as one that is still starting, and for ever. A session that is out of reach for longer than its
-    timeout is therefore given up when a server turns it away, admits a stranger, and turns it away again.
+    timeout, and was turned away `_PATIENCE` times, is therefore given up when a server turns it away, admits a
+    stranger, and turns it away again.
     """
+
+    _turned_away = 0
+    """How often in a row, not counting attempts that found no server."""
 
     def _connect(self, host: str, hostip: str, port: int) -> tuple[float, float]:
         try:
@@ -131,8 +137,12 @@ class _Connection(ConnectionHandler):  # type: ignore[misc]
             raise SessionExpiredError("the server does not know the session, but admits new ones") from error
 
     def _invoke(self, timeout: float, request: Any, xid: int | None = None) -> Any:
+        greeting = isinstance(request, Connect)
+        self._turned_away += greeting
         answer = super()._invoke(timeout, request, xid)
-        if isinstance(request, Connect) and answer[0].time_out > 0:
+        if greeting:
+            self._turned_away = 0
+        if greeting and answer[0].time_out > 0:
             self.client.pulse.timeout = answer[0].time_out / 1000
             self.client.pulse.beat()
         return answer
@@ -144,7 +154,7 @@ class _Connection(ConnectionHandler):  # type: ignore[misc]
 
     def _forgotten(self, hostip: str, port: int) -> bool:
         pulse = self.client.pulse
-        return self.client.last_zxid > 0 and not pulse.alive and self._admits(hostip, port)
+        return self._turned_away >= _PATIENCE and not pulse.alive and self._admits(hostip, port)
 
     def _admits(self, hostip: str, port: int) -> bool:
         """Whether the server grants a new session; it is closed at once."""

@@ -168,7 +168,7 @@ async def test_zookeeper_killed_for_longer_than_the_session_timeout_finds_the_se
     await own_zookeeper.start()
     serving = time.monotonic()
     await until(lambda: member.connected)
-    assert time.monotonic() - serving < 1
+    assert time.monotonic() - serving < 2  # half a second, but for a busy machine
     assert member.disconnected_for == 0
     assert member.session_id == session
     assert await member.read() == before
