@@ -30,6 +30,8 @@ class Installation:
 
     major: int
     bin_dir: Path
+    libraries: Path | None = None
+    """A directory that the programs find by its place relative to their own, and that must come along with them."""
 
     def __str__(self) -> str:
         return f"PostgreSQL {self.major} ({self.bin_dir})"
@@ -43,7 +45,9 @@ def installations() -> list[Installation]:
     if package is not None and package.submodule_search_locations:
         bin_dir = Path(package.submodule_search_locations[0], "pginstall", "bin")
         if _complete(bin_dir):
-            found.append(Installation(_major(bin_dir), bin_dir))
+            # Where the tool that makes wheels self-contained (auditwheel) puts the libraries.
+            libraries = Path(f"{package.submodule_search_locations[0]}.libs")
+            found.append(Installation(_major(bin_dir), bin_dir, libraries if libraries.is_dir() else None))
     return found
 
 
@@ -78,12 +82,18 @@ def within_reach(installation: Installation, user: str | None, directory: Path) 
     if user is None or may_enter(user, installation.bin_dir / "postgres"):
         return installation
     copy = directory / f"postgresql-{installation.major}"
+    prefix = installation.bin_dir.parent
+    parts = [prefix] if installation.libraries is None else [prefix, installation.libraries]
+    base = Path(os.path.commonpath(parts)) if len(parts) > 1 else prefix.parent
     if not copy.exists():
-        shutil.copytree(installation.bin_dir.parent, copy, symlinks=True, ignore=shutil.ignore_patterns("include"))
+        for part in parts:
+            shutil.copytree(
+                part, copy / part.relative_to(base), symlinks=True, ignore=shutil.ignore_patterns("include")
+            )
         for path in (copy, *copy.rglob("*")):
             if not path.is_symlink():
                 path.chmod(0o755 if path.is_dir() or os.access(path, os.X_OK) else 0o644)
-    return Installation(installation.major, copy / "bin")
+    return Installation(installation.major, copy / installation.bin_dir.relative_to(base))
 
 
 def _complete(bin_dir: Path) -> bool:
