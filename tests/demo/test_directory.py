@@ -126,7 +126,7 @@ def test_programs_that_the_postgres_user_cannot_reach_are_copied_to_where_it_can
         home = directory / "home"
         home.mkdir()
         shutil.chown(home, user)
-        initdb = [copy.bin_dir / "initdb", "-D", home / "data", "--no-sync", "-A", "trust"]
+        initdb: list[str | Path] = [copy.bin_dir / "initdb", "-D", home / "data", "--no-sync", "-A", "trust"]
         done = subprocess.run(initdb, user=user, capture_output=True, text=True, check=False, cwd="/", timeout=60)
         assert done.returncode == 0, done.stderr
 
