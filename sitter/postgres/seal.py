@@ -67,6 +67,12 @@ select pid from pg_stat_replication where application_name = any(%(names)s) or s
 union select pid from pg_stat_activity where backend_type = 'walsender' and application_name = any(%(names)s)
 """
 
+_CHECKPOINT = """
+select timeline_id, checkpoint_lsn::text, redo_lsn::text,
+  (select setting::bigint from pg_settings where name = 'wal_segment_size')
+from pg_control_checkpoint()
+"""
+
 _RAN_OUT = "RecoveryRetrieveRetryInterval"
 
 
@@ -75,6 +81,16 @@ class _Step:
     """How far a seal has got."""
 
     name: str = "configuration"
+
+
+@dataclass(frozen=True)
+class _Checkpoint:
+    """What the control file says, without the program that reads it."""
+
+    timeline: int
+    checkpoint: Lsn
+    redo: Lsn
+    wal_segment_size: int
 
 
 @dataclass(frozen=True)
@@ -180,9 +196,11 @@ async def _look(connection: Connection) -> _Replay:
 
 async def _nothing_left(settings: Settings, connection: Connection, seen: _Replay) -> bool:
     """Whether the log on disk ends where replay has, and nothing has moved while we looked."""
-    control = await controldata.read(settings)
+    row = await (await connection.execute(_CHECKPOINT)).fetchone()
+    assert row is not None
+    checkpoint = _Checkpoint(row[0], Lsn.parse(row[1]), Lsn.parse(row[2]), row[3])
     version = connection.info.server_version // 10000
-    end = await wal_end.find(settings, control, version=version, known=seen.position)
+    end = await wal_end.find(settings, checkpoint, version=version, known=seen.position)
     return end.lsn == seen.position and await _look(connection) == seen
 
 

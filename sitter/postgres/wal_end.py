@@ -15,10 +15,10 @@ import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from manatee.config import Settings
 from manatee.lsn import Lsn
-from sitter.postgres.controldata import ControlData
 from sitter.postgres.errors import BadWal, ToolFailed
 from sitter.postgres.tools import run_tool
 
@@ -31,13 +31,26 @@ TAIL = 1 << 16
 _PAGE_HEADER, _LONG_PAGE_HEADER = 24, 40
 """Bytes of a page's header, and of the header of the first page of a segment."""
 
-_BACK_OFF = (1, 16, 256)
+_BACK_OFF = (0, 1, 16, 256)
 """Pages before the known position in which a record is looked for to start with; after that, all the way from redo."""
 
 _SEGMENT = re.compile(r"([0-9A-F]{8})([0-9A-F]{8})([0-9A-F]{8})")
 _HISTORY = re.compile(r"([0-9A-F]{8})\.history")
 _BETWEEN = re.compile(r"^WAL statistics between (\S+) and (\S+):", re.MULTILINE)
 _RECORD = re.compile(r"len \(rec/tot\):\s*\d+/\s*(\d+), tx:\s*\d+, lsn: (\S+), prev \S+, desc: (\S+)")
+
+
+class Checkpoint(Protocol):
+    """Where recovery would begin: the control file, or what the running server says of it."""
+
+    @property
+    def timeline(self) -> int: ...
+    @property
+    def checkpoint(self) -> Lsn: ...
+    @property
+    def redo(self) -> Lsn: ...
+    @property
+    def wal_segment_size(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -121,7 +134,7 @@ class _Log:
             number += 1
         return Lsn(number * self.segment_size)
 
-    def lineage(self, control: ControlData) -> tuple[Stretch, ...]:
+    def lineage(self, control: Checkpoint) -> tuple[Stretch, ...]:
         """The history that recovery would follow: of the newest timeline that goes on from ours and has WAL here."""
         for timeline in sorted(self.histories, reverse=True):
             if timeline <= control.timeline:
@@ -135,7 +148,7 @@ class _Log:
 
 
 async def find(
-    settings: Settings, control: ControlData, *, version: int, known: Lsn | None = None, timeout: float | None = None
+    settings: Settings, control: Checkpoint, *, version: int, known: Lsn | None = None, timeout: float | None = None
 ) -> WalEnd:
     """Where the log of this peer's data directory ends; PostgreSQL may run or not.
 
@@ -155,7 +168,7 @@ class _Reader:
         self._version = version
         self._deadline = time.monotonic() + timeout
 
-    async def end(self, control: ControlData, known: Lsn | None) -> WalEnd:
+    async def end(self, control: Checkpoint, known: Lsn | None) -> WalEnd:
         at = known if known is not None else control.redo
         lineage = self._log.lineage(control)
         remaining = [one for one in lineage if one.end is None or one.end > at or one is lineage[-1]]
@@ -172,7 +185,7 @@ class _Reader:
             raise BadWal(f"the log ends at {found.lsn}, before the latest checkpoint at {control.checkpoint}")
         return found
 
-    async def _read(self, stretch: Stretch, control: ControlData, valid: Lsn, *, valid_start: bool) -> Lsn:
+    async def _read(self, stretch: Stretch, control: Checkpoint, valid: Lsn, *, valid_start: bool) -> Lsn:
         """The end of the records on this stretch, all of which up to `valid` are; `valid` if nothing follows it."""
         size = self._log.segment_size
         limit = self._log.limit(stretch.timeline, valid)
