@@ -133,7 +133,8 @@ def _restoring(restore: Mapping[str, Any]) -> Judgement | None:
             attempt = restore.get("attempt")
             return Judgement("going on", f"attempt {attempt} to restore failed: {error}; trying again", done, total)
         case "running":
-            return Judgement("going on", f"restoring from {source}", done, total)
+            where = f"restoring from {source}" if source else "looking for a peer to restore from"
+            return Judgement("going on", where, done, total)
     return None
 
 

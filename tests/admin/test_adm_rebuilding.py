@@ -95,6 +95,7 @@ RUNNING = {"state": "running", "source": "http://10.65.68.51:12345", "bytes_done
         (Look(), "going on", "waiting for the sitter to join"),
         (Look(service=State.FAILED), "failed", "service has failed"),
         (Look(state=state(), restore=RUNNING), "going on", "restoring from http://10.65.68.51:12345"),
+        (Look(restore={**RUNNING, "source": None}), "going on", "looking for a peer to restore from"),
         (
             Look(restore={**RUNNING, "state": "waiting", "attempt": 2, "error": "refused"}),
             "going on",
