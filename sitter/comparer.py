@@ -1,9 +1,13 @@
-"""Finds out, beside the daemon's loop, how our WAL stands to an upstream's, for as long as the core wants to know."""
+"""Finds out, beside the daemon's loop, how our WAL stands to an upstream's, for as long as the core wants to know.
+
+What is compared begins at our latest checkpoint. An upstream that was restored after that checkpoint does not hold so
+old a log; then a standby that runs makes a newer restartpoint, and the comparison begins there.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import aiohttp
 
@@ -14,16 +18,23 @@ from sitter.postgres.errors import PostgresError
 from sitter.view import Compare, Link
 
 FIRST_DELAY = 0.1
-LONGEST_DELAY = 2.0
+LONGEST_DELAY = 10.0
 """Seconds between two comparisons with the same upstream: the first, doubling up to the last."""
 
 
 class Comparer:
     """Answers the newest question asked of it; `link` is the newest answer."""
 
-    def __init__(self, settings: Settings, log: Logger, on_change: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        log: Logger,
+        on_change: Callable[[], None],
+        restartpoint: Callable[[], Awaitable[None]],
+    ) -> None:
         self._settings = settings
         self._log = log
+        self._restartpoint = restartpoint
         self._on_change = on_change
         self._wanted: Compare | None = None
         self._asked = asyncio.Event()
@@ -82,7 +93,15 @@ class Comparer:
                 self.link, self.problem = link, None
                 self._on_change()
                 return
-            problem = found.reason
+            problem = await self._begin_later(found.reason)
         if problem != self.problem:
             self._log.warning("not comparable with upstream yet", upstream=upstream.label, reason=problem)
         self.problem = problem
+
+    async def _begin_later(self, problem: str) -> str:
+        """Have the next comparison begin at a newer restartpoint; what the problem is then."""
+        try:
+            await self._restartpoint()
+        except PostgresError as error:
+            return f"{problem}; no newer restartpoint: {error}"
+        return problem

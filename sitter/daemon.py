@@ -49,7 +49,7 @@ class Daemon:
         self._server = Server(settings, log)
         self._watch = Watch(settings, self._server)
         self._transitions = Transitions(settings, self._server, self._watch, log, self.wake)
-        self._comparer = Comparer(settings, log, self.wake)
+        self._comparer = Comparer(settings, log, self.wake, self._server.restartpoint)
         self._observer = Observer(settings, self._coordination, self._watch, self._transitions, self._comparer)
         self._fenced = False
         self._leaving = False

@@ -140,9 +140,17 @@ class Server:
             " where backend_type = 'client backend' and pid <> pg_backend_pid()"
         )
 
-    async def _execute(self, statement: LiteralString, *values: str) -> None:
+    async def restartpoint(self) -> None:
+        """Have a standby that runs begin its next recovery as late as it can; nothing to do if none runs.
+
+        Raises PostgresError.
+        """
+        if self.running and self.standby:
+            await self._execute("checkpoint", timeout=self._settings.postgres.start_timeout)
+
+    async def _execute(self, statement: LiteralString, *values: str, timeout: float | None = None) -> None:
         try:
-            async with queries.connect(self._settings, timeout=self._timeout) as connection:
+            async with queries.connect(self._settings, timeout=timeout or self._timeout) as connection:
                 await connection.execute(statement, values)
         except psycopg.Error as error:
             raise PostgresError(f"{statement.split(maxsplit=1)[0]}: {error}") from error
