@@ -1,0 +1,76 @@
+"""Load balancers and Prometheus believe the status server: it never says 200 for a peer that is not what is asked."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
+
+import aiohttp
+import pytest
+
+from manatee.cluster import Role
+from sitter.report import Report
+from sitter.status import CHECKS, StatusServer
+
+HOST, PORT = "127.22.0.2", 5433
+HEALTHY = Report(role=Role.SYNC, generation=7, healthy=True, serving=True, ready=True, session=True)
+
+Get = Callable[[str], Awaitable[tuple[int, str]]]
+
+
+class Told:
+    """What the server reports, to be changed by the test."""
+
+    report = HEALTHY
+
+
+@pytest.fixture
+async def get() -> AsyncIterator[Get]:
+    server = StatusServer(HOST, PORT, lambda: Told.report)
+    await server.start()
+    async with aiohttp.ClientSession() as session:
+
+        async def get(path: str) -> tuple[int, str]:
+            async with session.get(f"http://{HOST}:{PORT}{path}") as response:
+                return response.status, await response.text()
+
+        yield get
+    await server.close()
+
+
+@pytest.mark.parametrize(
+    ("report", "good"),
+    [
+        (HEALTHY, {"/ping", "/health", "/sync", "/replica"}),
+        (replace(HEALTHY, role=Role.ASYNC), {"/ping", "/health", "/async", "/replica"}),
+        (replace(HEALTHY, role=Role.PRIMARY, writable=True), {"/ping", "/health", "/primary"}),
+        (replace(HEALTHY, role=Role.PRIMARY, writable=False), {"/ping", "/health"}),
+        (replace(HEALTHY, ready=False), {"/ping", "/health"}),
+        (Report(role=Role.DEPOSED), set()),
+        (Report(), set()),
+    ],
+    ids=["sync", "async", "primary", "read-only primary", "sync that does not stream", "deposed", "starting"],
+)
+async def test_each_check_answers_for_its_role_alone(get: Get, report: Report, good: set[str]) -> None:
+    Told.report = report
+    assert {path for path in CHECKS if (await get(path))[0] == 200} == good
+
+
+async def test_metrics_name_the_role_and_the_lag(get: Get) -> None:
+    Told.report = replace(HEALTHY, lag_bytes=4096, lag_seconds=1.5, downstream_lag_bytes={"5e0a09bb": 12})
+    _, text = await get("/metrics")
+    for line in (
+        'manatee_role{role="sync"} 1.0',
+        'manatee_role{role="primary"} 0.0',
+        "manatee_generation 7.0",
+        "manatee_postgres_up 1.0",
+        "manatee_replication_lag_bytes 4096.0",
+        "manatee_replication_lag_seconds 1.5",
+        'manatee_downstream_lag_bytes{peer="5e0a09bb"} 12.0',
+    ):
+        assert line in text.splitlines()
+
+
+async def test_what_is_unknown_is_not_a_metric(get: Get) -> None:
+    Told.report = Report()
+    assert "manatee_replication_lag" not in (await get("/metrics"))[1]
