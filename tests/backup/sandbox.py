@@ -148,6 +148,18 @@ class Peer:
         assert self.postgres is not None
         return self.postgres.pid
 
+    @contextmanager
+    def checkpointer_stopped(self) -> Iterator[None]:
+        """While the block lasts no checkpoint comes to its end, so that a backup cannot begin."""
+        (checkpointer,) = [
+            process for process in psutil.Process(self.pid).children() if "checkpointer" in " ".join(_words(process))
+        ]
+        checkpointer.suspend()
+        try:
+            yield
+        finally:
+            checkpointer.resume()
+
     def flushed(self) -> Lsn:
         return Lsn.parse(self.sql("SELECT pg_current_wal_flush_lsn()::text"))
 

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
 import pytest
 
 from demo.postgresql import Installation
@@ -274,18 +273,12 @@ async def test_who_finds_all_streams_taken_waits_its_turn(sandbox: Sandbox, any_
 
 
 async def test_a_checkpoint_that_takes_long_is_no_stall(standing: Peer, rebuilt: Peer) -> None:
-    (checkpointer,) = [
-        process for process in psutil.Process(standing.pid).children() if "checkpointer" in " ".join(process.cmdline())
-    ]
     attempt = Attempt(rebuilt)
-    checkpointer.suspend()
-    try:
+    with standing.checkpointer_stopped():
         running = asyncio.create_task(attempt.run(standing, attempts=1))
         await asyncio.sleep(1.5 * rebuilt.settings.backup.idle_timeout)
         assert not running.done()
         assert attempt.restore.progress.bytes_done == 0
-    finally:
-        checkpointer.resume()
     await running
 
 

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import aiohttp
+import psutil
 import pytest
 
 from demo.postgresql import Installation
@@ -162,6 +163,20 @@ def test_killed_it_leaves_no_process(primary: Peer) -> None:
         primary.server.kill()
         primary.server.wait()
         until(lambda: not primary.senders(), within=2.0)
+
+
+@pytest.mark.parametrize("gone", ["receiver", "server"])
+def test_a_sender_that_is_silent_ends_with_its_receiver_and_with_its_server(primary: Peer, gone: str) -> None:
+    with primary.checkpointer_stopped():
+        stream = open_stream(primary, read=100)
+        (sender,) = until(primary.senders)
+        if gone == "receiver":
+            stream.close()
+        else:
+            assert primary.server is not None
+            primary.server.kill()
+        until(lambda: not sender.is_running() or sender.status() == psutil.STATUS_ZOMBIE, within=2.0)
+        stream.close()
 
 
 async def test_pg_basebackup_runs_as_postgresql_does_and_shows_no_secret(standing: Peer, sandbox: Sandbox) -> None:

@@ -1,0 +1,78 @@
+"""When snapshots are taken and which ones go, on a driver that keeps them."""
+
+from __future__ import annotations
+
+import time
+from typing import cast
+
+import pytest
+import structlog
+
+from backupserver.snapshotter import look
+from demo.postgresql import Installation
+from manatee.log import Logger
+from manatee.storage import Snapshot, Storage, StorageError
+from tests.backup.sandbox import Sandbox
+
+
+class Kept:
+    """The part of a storage that the snapshotter uses, in memory."""
+
+    def __init__(self, *ages: float, in_use: frozenset[str] = frozenset(), data: bool = True) -> None:
+        self.kept = [_taken(age) for age in ages]
+        self.in_use = in_use
+        self.data = data
+
+    async def has_data(self) -> bool:
+        return self.data
+
+    async def snapshots(self) -> list[Snapshot]:
+        return list(self.kept)
+
+    async def take_snapshot(self) -> Snapshot:
+        self.kept.append(_taken(0))
+        return self.kept[-1]
+
+    async def drop_snapshot(self, name: str) -> None:
+        if name in self.in_use:
+            raise StorageError("in use")
+        self.kept = [snapshot for snapshot in self.kept if snapshot.name != name]
+
+
+def _taken(age: float) -> Snapshot:
+    moment = time.time() - age
+    return Snapshot(f"{round(moment * 1000):013d}", moment)
+
+
+HOUR = 3600.0
+
+
+@pytest.mark.parametrize(
+    ("kept", "left", "pause"),
+    [
+        (Kept(), 1, HOUR),
+        (Kept(data=False), 0, HOUR),
+        (Kept(HOUR / 4), 1, 3 / 4 * HOUR),
+        (Kept(3 * HOUR, 2 * HOUR), 3, HOUR),
+        (Kept(-HOUR), 2, HOUR),  # the clock was set back
+        (Kept(*(hours * HOUR for hours in range(40, 0, -1))), 24, HOUR),
+    ],
+)
+async def test_one_an_interval_and_no_more_than_asked_for(
+    sandbox: Sandbox, any_postgresql: Installation, kept: Kept, left: int, pause: float
+) -> None:
+    settings = sandbox.peer(any_postgresql).settings
+    logger = cast(Logger, structlog.get_logger())
+    assert await look(cast(Storage, kept), settings, logger) == pytest.approx(pause, abs=5)
+    assert len(kept.kept) == left
+
+
+async def test_the_oldest_go_but_not_one_in_use(sandbox: Sandbox, any_postgresql: Installation) -> None:
+    kept = Kept(*(hours * HOUR for hours in range(30, 0, -1)))
+    oldest, newest = kept.kept[0].name, kept.kept[-1].name
+    kept.in_use = frozenset({oldest})
+    await look(cast(Storage, kept), sandbox.peer(any_postgresql).settings, cast(Logger, structlog.get_logger()))
+    names = [snapshot.name for snapshot in kept.kept]
+    assert len(names) == 25
+    assert names[0] == oldest
+    assert newest in names
