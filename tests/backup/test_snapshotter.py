@@ -48,19 +48,20 @@ HOUR = 3600.0
 
 
 @pytest.mark.parametrize(
-    ("kept", "left", "pause"),
+    ("ages", "data", "left", "pause"),
     [
-        (Kept(), 1, HOUR),
-        (Kept(data=False), 0, HOUR),
-        (Kept(HOUR / 4), 1, 3 / 4 * HOUR),
-        (Kept(3 * HOUR, 2 * HOUR), 3, HOUR),
-        (Kept(-HOUR), 2, HOUR),  # the clock was set back
-        (Kept(*(hours * HOUR for hours in range(40, 0, -1))), 24, HOUR),
+        ([], True, 1, HOUR),
+        ([], False, 0, HOUR),
+        ([HOUR / 4], True, 1, 3 / 4 * HOUR),
+        ([3 * HOUR, 2 * HOUR], True, 3, HOUR),
+        ([-HOUR], True, 2, HOUR),  # the clock was set back
+        ([hours * HOUR for hours in range(40, 0, -1)], True, 24, HOUR),
     ],
 )
 async def test_one_an_interval_and_no_more_than_asked_for(
-    sandbox: Sandbox, any_postgresql: Installation, kept: Kept, left: int, pause: float
+    sandbox: Sandbox, any_postgresql: Installation, ages: list[float], data: bool, left: int, pause: float
 ) -> None:
+    kept = Kept(*ages, data=data)
     settings = sandbox.peer(any_postgresql).settings
     logger = cast(Logger, structlog.get_logger())
     assert await look(cast(Storage, kept), settings, logger) == pytest.approx(pause, abs=5)
