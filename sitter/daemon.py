@@ -168,8 +168,12 @@ class Daemon:
 
     async def _carry_out(self, view: View, decision: Decision) -> None:
         """In the order of Decision's contract: the memory first."""
-        if self._memory.remember(decision.memory):
-            self._log.info("remembered", **_words(decision))
+        try:
+            if self._memory.remember(decision.memory):
+                self._log.info("remembered", **_words(decision))
+        except OSError as error:
+            self._log.error("nothing is done: what must be remembered first cannot be written", error=str(error))
+            return
         if isinstance(decision.database, Initialize | Restore):
             self._comparer.forget()
         self._transitions.system_identifier = view.cluster.system_identifier if view.cluster else None

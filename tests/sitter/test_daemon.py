@@ -1,0 +1,105 @@
+"""The order in which a decision is carried out is part of its contract: what must be remembered is durable first."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+
+from demo.shard import as_toml
+from manatee.cluster import Peer
+from manatee.config import load
+from manatee.coordination import Unreachable
+from manatee.lsn import Lsn
+from sitter.daemon import Daemon
+from sitter.view import Decision, Memory, Seal, Standby, View, Write
+from tests.core.views import B, state, view
+
+SEALED = Memory(identifier="1", generation=4, proof=4, seal=Seal(4, Lsn(100)))
+
+
+class Recorder:
+    """Stands in for the parts that a decision is carried out by, and notes in which order they are asked."""
+
+    def __init__(self, *, broken: str | None = None) -> None:
+        self.done: list[str] = []
+        self._broken = broken
+
+    def _note(self, what: str, error: Exception) -> None:
+        if self._broken == what:
+            raise error
+        self.done.append(what)
+
+    def remember(self, memory: Memory) -> bool:
+        self._note("remember", OSError(28, "No space left on device"))
+        return True
+
+    def want(self, wanted: object) -> None:
+        self._note("compare" if wanted is None else "database", RuntimeError())
+
+    async def join(self, peer: Peer) -> None:
+        self._note("join", Unreachable("gone"))
+
+    async def publish(self, status: object) -> None:
+        self._note("publish", Unreachable("gone"))
+
+    async def write_state(self, new: object, **_: object) -> None:
+        self._note("write", Unreachable("gone"))
+
+    def forget(self) -> None:
+        self.done.append("forget")
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Daemon:
+    path = tmp_path / "manatee.toml"
+    directory = tmp_path / "state"
+    directory.mkdir()
+    sections: dict[str, dict[str, object]] = {
+        "shard": {"name": "test"},
+        "peer": {"ip": "127.22.1.2", "zone_id": "zone"},
+        "zookeeper": {"servers": "127.22.1.1:2181"},
+        "postgres": {"bin_dir": tmp_path, "socket_dir": tmp_path},
+        "storage": {"directory": tmp_path},
+        "backup": {"token_file": tmp_path / "token"},
+        "sitter": {"state_dir": directory},
+    }
+    path.write_text(as_toml(sections))
+    return Daemon(load(path), structlog.get_logger())
+
+
+def carried_out_by(daemon: Daemon, recorder: Recorder) -> Daemon:
+    parts: dict[str, Any] = {"_memory": recorder, "_transitions": recorder, "_comparer": recorder}
+    for name, part in {**parts, "_coordination": recorder}.items():
+        setattr(daemon, name, part)
+    return daemon
+
+
+def declaring(seen: View) -> Decision:
+    new = state()
+    return Decision("declaring", Standby(None, sealed=True), memory=SEALED, write=Write(new, seen.version, "test"))
+
+
+async def test_the_memory_comes_first_and_the_write_last(daemon: Daemon) -> None:
+    recorder = Recorder()
+    seen = view(B)
+    await carried_out_by(daemon, recorder)._carry_out(seen, declaring(seen))
+    assert recorder.done[0] == "remember"
+    assert recorder.done[-1] == "write"
+    assert "database" in recorder.done
+
+
+async def test_nothing_is_done_when_the_memory_cannot_be_written(daemon: Daemon) -> None:
+    recorder = Recorder(broken="remember")
+    seen = view(B)
+    await carried_out_by(daemon, recorder)._carry_out(seen, declaring(seen))
+    assert recorder.done == []
+
+
+async def test_what_zookeeper_refuses_does_not_end_the_daemon(daemon: Daemon) -> None:
+    recorder = Recorder(broken="publish")
+    seen = view(B)
+    await carried_out_by(daemon, recorder)._carry_out(seen, declaring(seen))
+    assert "write" not in recorder.done, "what comes after is left for the next turn"
