@@ -78,6 +78,12 @@ async def received_more_than_replayed(node: Node, count: int = 1 << 14) -> None:
     await until(behind)
 
 
+async def backlog(primary: Node, sync: Node) -> None:
+    """Have the sync receive much more than it has replayed: its startup process then knows only of the first part."""
+    await primary.sql("create table bulk as select generate_series(1, 200000)")
+    await received_more_than_replayed(sync, 8 << 20)
+
+
 async def test_a_sealed_standby_has_all_that_was_acknowledged(machines: Machines) -> None:
     primary, sync = await pair(machines)
     async with Writers(primary) as writers:
@@ -131,8 +137,23 @@ async def test_seal_while_replay_is_paused(machines: Machines) -> None:
     primary, sync = await pair(machines)
     async with Writers(primary) as writers:
         await sync.sql("select pg_wal_replay_pause()")
-        await writers.more(100)
-        await received_more_than_replayed(sync)
+        await backlog(primary, sync)
+        await seal_checked(writers, sync)
+        assert set(writers.acknowledged) <= await rows(sync)
+
+
+async def test_seal_while_replay_is_paused_and_the_primary_is_gone(machines: Machines) -> None:
+    """Let go, the startup process finds no receiver, and rests before it looks at what else is on disk."""
+    primary, sync = await pair(machines)
+    async with Writers(primary) as writers:
+        await sync.sql("select pg_wal_replay_pause()")
+        await backlog(primary, sync)
+        await primary.crash()
+
+        async def no_receiver() -> bool:
+            return (await queries.facts(sync.settings)).receiver is None
+
+        await until(no_receiver)
         await seal_checked(writers, sync)
         assert set(writers.acknowledged) <= await rows(sync)
 
@@ -141,7 +162,7 @@ async def test_seal_while_replay_is_delayed(machines: Machines) -> None:
     primary, sync = await pair(machines, "recovery_min_apply_delay = '1h'\n")
     async with Writers(primary) as writers:
         await waits_for(sync, "RecoveryApplyDelay")
-        await writers.more(100)
+        await backlog(primary, sync)
         await seal_checked(writers, sync)
         assert set(writers.acknowledged) <= await rows(sync)
 
@@ -169,13 +190,12 @@ async def test_seal_with_a_large_record_half_received(machines: Machines) -> Non
     primary, sync = await pair(machines)
     async with Writers(primary) as writers:
         sender = await half_a_record(primary, sync)
-        received = (await queries.facts(sync.settings)).flush
         position = await seal_checked(writers, sync)
-        assert position < received - (1 << 20)
+        sealed = await queries.facts(sync.settings)
+        assert position < sealed.flush - (1 << 20)
         os.kill(sender, signal.SIGCONT)
         await asyncio.sleep(0.3)
-        assert (await queries.facts(sync.settings)).flush - received < 1 << 20
-        assert (await queries.facts(sync.settings)).replay == position
+        assert await queries.facts(sync.settings) == sealed
         assert set(writers.acknowledged) <= await rows(sync)
 
 
@@ -184,9 +204,8 @@ async def test_seal_right_after_a_restart_with_wal_not_replayed(machines: Machin
     primary, sync = await pair(machines)
     async with Writers(primary) as writers:
         await sync.sql("select pg_wal_replay_pause()")
-        await writers.more(300)
+        await backlog(primary, sync)
         await sync.crash()
-        await primary.sql("select 1")
         await sync.start(Replication(NOBODY, read_only=True, sealed=True), standby=True)
         await sync.open()
         await seal_checked(writers, sync)
@@ -279,6 +298,25 @@ async def test_sealing_a_primary_that_wrote_alone(machines: Machines) -> None:
     async with Writers(primary) as writers:
         position = await seal_primary(primary.settings, primary.server, None)
         await asyncio.sleep(0.3)
+        assert writers.highest() <= position
+
+
+async def test_a_name_that_does_not_count_yet_fails_the_seal(machines: Machines) -> None:
+    """SHOW has it, and commits are acknowledged all the same, until the checkpointer comes round."""
+    primary = machines.initialized()
+    await primary.start_primary(ALONE)
+    quick = primary.settings.postgres.model_copy(update={"query_timeout": 0.7})
+    settings = primary.settings.model_copy(update={"postgres": quick})
+    checkpointer = await primary.value("select pid from pg_stat_activity where backend_type = 'checkpointer'")
+    async with Writers(primary) as writers:
+        os.kill(checkpointer, signal.SIGSTOP)
+        with pytest.raises(SealFailed) as failed:
+            await seal_primary(settings, primary.server, None)
+        assert failed.value.step == "probe"
+        assert await primary.value("show synchronous_standby_names") == configuration.standby_names(NOBODY)
+        await writers.more()
+        os.kill(checkpointer, signal.SIGCONT)
+        position = await seal_primary(primary.settings, primary.server, None)
         assert writers.highest() <= position
 
 
