@@ -42,26 +42,27 @@ async def serve(shard: LocalShard) -> None:
 
 
 def suggestions(shard: LocalShard) -> list[str]:
+    """What to type in another terminal, as it stands."""
     bin_dir = Path(sys.executable).parent
-    port = shard.peers[0].settings.peer.postgres_port
-    url = libpq_url([Address(peer.ip, port) for peer in shard.peers])
     first = shard.peers[0]
-    status = f"http://{first.ip}:{first.settings.status_port}"
+    url = libpq_url([Address(peer.ip, peer.settings.peer.postgres_port) for peer in shard.peers])
+    supervisor = f"python -m demo.supervisor {shard.socket}"
     return [
         f"export PATH={bin_dir}:$PATH ZK_IPS={shard.zookeeper.servers} SHARD={shard.name}",
-        "manatee-adm show -v             # who is what, and how far behind",
-        "manatee-adm history             # every generation so far",
-        "manatee-adm promote -n NAME -r sync -y   # move the primary; NAME is a PEERNAME",
+        "manatee-adm show -v                         # who is what, and how far behind",
+        "manatee-adm history                         # every generation so far",
+        "manatee-adm promote -n NAME -r sync -y      # move the primary; NAME is the sync's PEERNAME",
         "",
         f"{shard.postgresql.bin_dir}/psql '{url}'",
-        f"curl {status}/state             # what a sitter knows and wants, and why; also /metrics, /primary",
+        f"curl http://{first.ip}:{first.settings.status_port}/state        # also /metrics, /primary, /health",
         "",
-        "What happens if a sitter and its PostgreSQL die (the supervisor starts it again):",
-        f"kill -9 $(cut -d' ' -f1 {first.log('sitter')}.child)",
-        "A peer that the shard has deposed is rebuilt by:",
-        f"manatee-adm rebuild -y -c {first.settings_file}    # peer2, peer3 likewise",
+        f"kill -9 $(cut -d' ' -f1 {first.log('sitter')}.child)    # it is started again",
+        f"{supervisor} kill {first.programs[0]}     # it is not: the others take over",
+        f"{supervisor} start {first.programs[0]}    # deposed, if it was the primary; then",
+        f"manatee-adm rebuild -y -c {first.settings_file}",
         "",
-        f"Logs: {shard.directory}/peer*/*.log",
+        ", ".join(f"peer{peer.number} is {peer.label} ({peer.ip})" for peer in shard.peers),
+        f"logs are in {shard.directory}/peer*/",
     ]
 
 

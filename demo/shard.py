@@ -328,7 +328,8 @@ class LocalShard:
             raise ShardFailed(f"not all of {', '.join(self.addresses)} can be listened on: {error.strerror}") from error
         if taken:
             raise ShardFailed(
-                f"in use by another program: {', '.join(taken)}; nothing was started (`ss -ltnp` shows whose they are)"
+                f"in use by another program: {', '.join(taken)}; nothing was started. `ss -ltnp` shows"
+                ' whose they are; other ports can be asked for, as with ARGS="--zookeeper-port 12181"'
             )
 
     def _write_common(self) -> None:

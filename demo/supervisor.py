@@ -10,7 +10,8 @@ be started again), or `{"ok": false, "error": "..."}`. `kill` is a stop with SIG
 
     python -m demo.supervisor SOCKET PROGRAMS.toml
 
-runs the programs of a file until SIGTERM or SIGINT; in the file each is a table:
+runs the programs of a file until SIGTERM or SIGINT, and `python -m demo.supervisor SOCKET kill NAME` asks for one of
+the commands. In the file each program is a table:
 
     [program.sitter]
     argv = ["manatee-sitter", "-c", "manatee.toml"]
@@ -231,7 +232,23 @@ async def run(programs: Iterable[Program], socket: Path) -> None:
             await supervisor.stop(program.name)
 
 
+async def tell(socket: Path, command: str, name: str) -> dict[str, Any]:
+    """Ask a supervisor that runs elsewhere; raises OSError if there is none."""
+    reader, writer = await asyncio.open_unix_connection(socket)
+    try:
+        writer.write(json.dumps({"command": command, "service": name}).encode() + b"\n")
+        async with asyncio.timeout(60):
+            answer: dict[str, Any] = json.loads(await reader.readline())
+    finally:
+        writer.close()
+    return answer
+
+
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
-        sys.exit("usage: python -m demo.supervisor SOCKET PROGRAMS.toml")
-    asyncio.run(run(read_programs(Path(sys.argv[2])), Path(sys.argv[1])))
+    match sys.argv[1:]:
+        case [path, programs]:
+            asyncio.run(run(read_programs(Path(programs)), Path(path)))
+        case [path, command, name]:
+            print(json.dumps(asyncio.run(tell(Path(path), command, name))))
+        case _:
+            sys.exit("usage: python -m demo.supervisor SOCKET PROGRAMS.toml | SOCKET start|stop|kill|status NAME")
