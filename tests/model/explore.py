@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +25,8 @@ class Found:
     violation: str | None = None
     trace: list[str] = field(default_factory=list)
     """The steps to the violation."""
+    samples: list[World] = field(default_factory=list)
+    """Some of the states, chosen by chance."""
 
 
 def explore(
@@ -31,6 +34,7 @@ def explore(
     *,
     depth: int,
     states: int = 10**9,
+    samples: int = 0,
     moves: Callable[[World], Iterator[Step]] = steps,
 ) -> Found:
     """All worlds within `depth` steps of the beginning, until there are `states` of them or a promise is broken.
@@ -42,6 +46,7 @@ def explore(
     origin: dict[int, Origin] = {hash(first): None}
     level: list[World] = [first]
     found = Found(states=1)
+    chance = random.Random(1)  # the same every time
     while level and found.depth < depth and len(origin) < states and not found.violation:
         following: list[World] = []
         for world in level:
@@ -55,6 +60,10 @@ def explore(
                     origin[key] = (here, what, order)
                     following.append(after)
                     check(after)
+                    if len(found.samples) < samples:
+                        found.samples.append(after)
+                    elif samples and chance.random() < samples / len(origin):
+                        found.samples[chance.randrange(samples)] = after
             except Violation as violation:
                 # Broken by the state just reached, or by a step from this one.
                 reached = following[-1] if following and _broken(following[-1]) else world

@@ -7,6 +7,7 @@ rather than silently testing the healthy core. A mutant of the driver is a name 
 from __future__ import annotations
 
 import sys
+import time
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,9 +18,13 @@ from pathlib import Path
 from sitter.decide import decide
 from sitter.view import Decision, View
 from tests.model import world
-from tests.model.world import World, running
+from tests.model.calm import Restless
+from tests.model.explore import explore
+from tests.model.world import Lag, One, Violation, World, empty, running, settle, steps, with_peer
+from tests.scenarios import script
+from tests.scenarios.replay import differences
 
-CORE = ("sitter.proof", "sitter.shard", "sitter.decide")
+CORE = ("sitter.proof", "sitter.shard", "sitter.setup", "sitter.decide")
 
 
 @dataclass(frozen=True)
@@ -31,19 +36,18 @@ class Mutant:
     new: str = ""
     """In the core's text; without them it is the driver that is broken."""
     beginning: Callable[[], World] | None = None
-    """The world in which the rule matters; None: it is for the scenarios to find."""
+    """A world from which the model finds out; None: it is for the scenarios."""
 
 
 @contextmanager
-def installed(mutant: Mutant) -> Iterator[None]:
-    """The worlds are driven by this mutant."""
-    if mutant.old:
-        world.use(mutated(mutant.old, mutant.new))
-    else:
+def installed(mutant: Mutant) -> Iterator[Callable[[View], Decision]]:
+    """The worlds are driven by this mutant, which is given."""
+    core = mutated(mutant.old, mutant.new) if mutant.old else decide
+    if not mutant.old:
         world.broken.add(mutant.name)
-        world.use(decide)
+    world.use(core)
     try:
-        yield
+        yield core
     finally:
         world.broken.discard(mutant.name)
         world.use(decide)
@@ -75,15 +79,38 @@ def _source(name: str) -> str:
     return Path(spec.origin).read_text()
 
 
-def _three(**trouble: int) -> Callable[[], World]:
-    return _shard(3, **trouble)
+def shard(count: int, *before: str, **trouble: int) -> Callable[[], World]:
+    """A running shard, after these steps, with this much trouble ahead."""
+    budget = {"trouble": sum(many for what, many in trouble.items() if what != "commit"), **trouble}
+
+    def begin() -> World:
+        now = running(count, **dict.fromkeys(("commit", "trouble", *TROUBLES), 100))
+        for what in before:
+            now = next(after for said, after in steps(now) if said == what)
+        return now._replace(budget=tuple(sorted((name.replace("_", "-"), many) for name, many in budget.items())))
+
+    return begin
 
 
-def _shard(count: int, **trouble: int) -> Callable[[], World]:
-    budget = {"commit": 1, "trouble": sum(trouble.values()), **trouble}
-    budget = {name.replace("_", "-"): many for name, many in budget.items()}
-    return lambda: running(count, **budget)
+TROUBLES = ("crash", "expire", "wipe", "lose-data", "operator", "lost", "slow", "mute", "old-snapshot", "forget")
 
+
+def beside_silence() -> World:
+    """ZooKeeper was wiped and the zone of the first peer came back empty; the others have data, and are not heard."""
+    world = running(3, trouble=0)
+    others = [one._replace(lag=Lag(False, None, None, ()), heard=False) for one in world.peers[1:]]
+    nobody = tuple((me, None) for me in range(3))
+    return settle(world._replace(peers=(One(), *others), state=None, cluster=None, begins=(), active=nobody))
+
+
+def data_without_memory() -> World:
+    """Peers that have just joined; the first has a database, of which ZooKeeper and its memory know nothing."""
+    world = empty(3, trouble=0)
+    return settle(with_peer(world, 0, wal=(100,), was_primary=True))
+
+
+REBUILT = ("commit A", "flow B", "acknowledge A", "wipe B", "start B", "join B", "restore-from-C B")
+"""The sync has lost an acknowledged commit, and lives on the data of an async that never had it."""
 
 MUTANTS = [
     # Seals
@@ -92,149 +119,214 @@ MUTANTS = [
         "shard.view, shard.state, shard.view.database.sealed\n",
         "shard.view, shard.state, shard.view.database.sealed\n"
         "    sealed = view.database.end if sealed is None and not shard.i_am_primary else sealed\n",
-        _three(expire=1),
+        shard(3, commit=1, expire=1),
     ),
     Mutant(
         "no seal at replacement",
         "shard.view, shard.state, shard.view.database.sealed\n",
         "shard.view, shard.state, shard.view.database.sealed\n"
         "    sealed = view.database.end if sealed is None and shard.i_am_primary else sealed\n",
-        _three(expire=1),
+        shard(3, commit=1, expire=1),
     ),
-    Mutant("sealed at the momentary replay position", beginning=_three(expire=1)),
-    Mutant("the receiver outlives the seal", beginning=_three(expire=1)),
-    Mutant("the old sync still confirms to a sealed primary", beginning=_three(expire=1)),
+    Mutant("sealed at the momentary replay position", beginning=shard(3, commit=1, expire=1)),
+    Mutant("sealed at the received position", beginning=shard(3, commit=1, expire=1)),
+    Mutant("the receiver outlives the seal", beginning=shard(3, commit=1, expire=1)),
+    Mutant("the old sync still confirms to a sealed primary", beginning=shard(3, commit=1, expire=1)),
     Mutant(
         "a seal undone while a write is open",
         "replace(running, sealed=view.memory.seal is not None)",
         "running",
-        _three(expire=1, lost=1),
+        shard(3, "expire A", "seal B", commit=1, lost=1),
     ),
     Mutant(
         "a seal undone while a write is open and the primary has come back",
         "seal_stays = view.write_open and view.memory.seal is not None",
         "seal_stays = False",
-        _three(expire=1, lost=1),
+        shard(3, "expire A", "seal B", commit=1, lost=1),
     ),
     Mutant(
         "a seal that is not remembered",
         "memory = replace(memory, seal=seal)",
         "memory = replace(memory, seal=None)",
-        None,
+        shard(3, "expire A", "seal B", commit=1, lost=1),
     ),
     Mutant(
-        "a generation that begins where the WAL ends, not where it is sealed",
+        "a beginning where the WAL ends, not where it is sealed",
         "init_wal=sealed,",
         "init_wal=shard.view.database.end or sealed,",
-        None,
     ),
-    Mutant("a restart forgets the open write", beginning=_three(expire=1, lost=1, crash=1)),
-    Mutant("an open write is settled by reading", beginning=_three(expire=1, lost=1)),
-    # Guards of a declaration
-    Mutant("takeover below the generation's beginning", "if database.sealed < state.init_wal:", "if False:", None),
-    Mutant("takeover without proof", "if view.memory.proof < needed:", "if False:", None),
     Mutant(
-        "in generation 1 no proof is needed",
+        "a restart forgets the open write",
+        beginning=shard(
+            3, "expire A", "seal B", "lose-write B", "crash B", "start B", "catch-up A", "join A", commit=1
+        ),
+    ),
+    Mutant("an open write is settled by reading", beginning=shard(3, "expire A", "seal B", commit=1, lost=1)),
+    Mutant(
+        "a second write while one is open",
+        "    if view.write_open:\n        reason =",
+        "    if False:\n        reason =",
+        shard(3, "expire A", "seal B", commit=1, lost=1),
+    ),
+    # Guards of a declaration
+    Mutant("takeover below the generation's beginning", "if database.sealed < state.init_wal:", "if False:"),
+    Mutant(
+        "takeover without proof",
+        "if view.memory.proof < needed:",
+        "if False:",
+        shard(3, *REBUILT, "compare B", "start B", expire=1),
+    ),
+    Mutant(
+        "no proof is needed in generation 1",
         "return max(1, self.state.generation - 1)",
         "return self.state.generation - 1",
+        shard(3, *REBUILT, expire=1),
     ),
     Mutant(
         "freeze ignored",
         "    if state.frozen:\n        return because(",
         "    if False:\n        return because(",
-        _three(expire=1, operator=1),
+        shard(3, expire=1, operator=1),
     ),
     Mutant(
-        "generation not raised", "generation=state.generation + 1,", "generation=state.generation,", _three(expire=1)
+        "generation not raised", "generation=state.generation + 1,", "generation=state.generation,", shard(3, expire=1)
     ),
-    Mutant("the old primary is not deposed", "else (*state.deposed, old)", "else state.deposed", _three(expire=1)),
+    Mutant("the old primary is not deposed", "else (*state.deposed, old)", "else state.deposed", shard(3, expire=1)),
     Mutant(
         "a new sync that has not flushed the seal",
         "return flushed is not None and (sealed is None or flushed >= sealed)",
         "return flushed is not None",
-        None,
+        shard(3, "commit A", "flow B", expire=1),
     ),
-    Mutant("an absent async becomes the sync", "if shard.attached(peer, sealed)), None)", "), None)", None),
+    Mutant(
+        "an absent async becomes the sync",
+        "if shard.attached(peer, sealed)), None)",
+        "), None)",
+        shard(4, "commit A", "flow B", expire=2),
+    ),
     Mutant(
         "an async that does not serve becomes the sync",
         "        if not self.serving(peer):\n            return False\n",
         "        if not self.present(peer):\n            return False\n",
-        None,
     ),
-    Mutant(
-        "a second write while one is open",
-        "    if view.write_open:\n        reason =",
-        "    if False:\n        reason =",
-        None,
-    ),
-    Mutant("a sync that contradicts its primary is replaced", "    if contradicts:\n", "    if False:\n", None),
+    Mutant("a sync that contradicts its primary is replaced", "    if contradicts:\n", "    if False:\n"),
     # Proof and comparison
     Mutant(
         "a primary opens without proof",
         "if shard.view.memory.proof < shard.state.generation:",
         "if False:",
-        None,
+        shard(3, wipe=1),
     ),
     Mutant(
         "proof before the mark is flushed",
         "return link.proof if end is not None and end >= link.mark else 0",
         "return link.proof",
-        None,
+        shard(3, commit=1, expire=1),
     ),
     Mutant(
-        "proof by an old comparison",
-        "or link.answer is not Comparison.PREFIX or link.generation != state.generation:",
-        "or link.answer is not Comparison.PREFIX:",
-        None,
+        "proof survives the data",
+        "    if not database.initialized:\n        return Memory(generation=generation)\n"
+        "    if memory.identifier not in (None, database.identifier):\n        memory = Memory()\n",
+        "    pass\n",
+        shard(3, *(step.replace("wipe", "lose-data") for step in REBUILT), expire=1),
     ),
+    Mutant("the memory travels with a snapshot", beginning=shard(3, *REBUILT[:-1], expire=1)),
     Mutant(
         "followed without a comparison",
-        "    if link or database.upstream == upstream.id:\n",
+        "    if link or (proven and database.upstream == upstream.id):\n",
         "    if True:\n",
-        None,
     ),
+    Mutant("data without proof run uncompared", "proven = view.memory.proof >= shard.needed_proof", "proven = True"),
     Mutant(
         "deposed no longer, without a comparison",
         "if link and link.answer is Comparison.PREFIX and shard.i_am_present",
         "if shard.i_am_present",
-        _three(expire=1, crash=1),
+        shard(3, "expire A", "seal B", "write B", commit=1),
     ),
-    Mutant("compared while writing", beginning=_three(expire=1)),
-    Mutant("the memory outlives the data", beginning=None),
-    Mutant("the memory travels with a snapshot", beginning=None),
-    Mutant("promoted before the names are set", beginning=_three(expire=1)),
+    Mutant("compared while writing", beginning=shard(3, "expire A", "seal B", "write B", commit=1)),
+    Mutant("promoted before the names are set", beginning=shard(3, commit=1, expire=1)),
     # Set up and an old ZooKeeper
-    Mutant("set up beside a silent peer", "            if one.status is None:\n", "            if False:\n", None),
+    Mutant(
+        "set up beside a silent peer", "            if one.status is None:\n", "            if False:\n", beside_silence
+    ),
     Mutant(
         "set up over one's own data",
         '    if view.database.initialized:\n        return "this peer has a database, so',
         '    if False:\n        return "this peer has a database, so',
-        None,
+        data_without_memory,
     ),
-    Mutant("an older ZooKeeper believed: own memory", "    if view.memory.generation > here:", "    if False:", None),
     Mutant(
-        "an older ZooKeeper believed: the others",
+        "an older ZooKeeper believed: one's own memory",
+        "    if view.memory.generation > here:",
+        "    if False:",
+        shard(3, "expire A", "seal B", "write B", "crash C", "expire C", "crash B", "expire B", forget=1),
+    ),
+    Mutant(
+        "an older ZooKeeper believed: what the others say",
         "        if one.status and one.status.generation > here:",
         "        if False:",
-        None,
+        shard(3, "expire A", "seal B", "write B", forget=1),
     ),
     # The list
     Mutant(
         "a field forgotten",
-        "replace(shard, state=state.replace(asyncs=asyncs))",
-        "replace(shard, state=state.replace(asyncs=asyncs, without=('freeze',)))",
-        None,
+        "asyncs=asyncs, without=gone)",
+        "asyncs=asyncs, without=(*gone, 'freeze'))",
+        shard(3, "freeze", expire=1),
     ),
     Mutant(
         "the deposed join as strangers",
         "named = {peer.id for peer in (*state.assigned, *state.deposed)}",
         "named = {peer.id for peer in state.assigned}",
-        None,
+        shard(3, commit=1, expire=1),
     ),
     Mutant(
-        "stale promote obeyed",
+        "a stale promote obeyed",
         "        same = type(asked.generation) is int and asked.generation == self.state.generation\n",
         "        same = True\n",
-        None,
     ),
 ]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What found a mutant out; `by` is None if nothing did."""
+
+    mutant: Mutant
+    by: str | None
+    seconds: float
+
+
+def judge(mutant: Mutant, *, states: int = 20_000) -> Verdict:
+    """The model first, where the mutant says in which world; else the scenarios and the recordings."""
+    started = time.monotonic()
+    with installed(mutant) as core:
+        by = _by_model(mutant, states) if mutant.beginning else _by_scenarios(core)
+    return Verdict(mutant, by, time.monotonic() - started)
+
+
+def _by_model(mutant: Mutant, states: int) -> str | None:
+    assert mutant.beginning is not None
+    try:
+        found = explore(mutant.beginning(), depth=30, states=states)
+    except Violation as violation:
+        return f"model, before it begins: {violation}"
+    if found.violation is None:
+        return None
+    return f"model, {found.states} states: {', '.join(found.trace)}: {found.violation}"
+
+
+def _by_scenarios(core: Callable[[View], Decision]) -> str | None:
+    here = Path(script.__file__).parent
+    for path in sorted(here.glob("*.txt")):
+        written = path.read_text()
+        try:
+            if script.run(written) != written:
+                return f"scenario {path.name}"
+        except (Violation, Restless, script.ScriptError) as error:
+            return f"scenario {path.name}: {str(error)[:100]}"
+    for path in sorted((here / "recorded").glob("*.json")):
+        found = differences(path, core)
+        if found:
+            return f"recording {path.name}, step {found[0].step}"
+    return None

@@ -271,8 +271,9 @@ def wish(world: World, me: int, late: bool) -> Wish:
     one = world.peers[me]
     pg, lag = one.pg, one.lag
     state, cluster, active = (lag.state, lag.cluster, lag.active) if lag else (world.state, world.cluster, world.active)
+    torn = "sealed at the received position" in broken  # a half record, that everyone received and nobody can replay
     attached = tuple(
-        (other, len(theirs.wal or ()))
+        (other, len(theirs.wal or ()) + torn)
         for other, theirs in enumerate(world.peers)
         if pg and theirs.pg and theirs.pg.upstream == me and streams(world, other)
     )
@@ -486,11 +487,11 @@ def acknowledge(world: World, me: int) -> World | None:
 # --- ZooKeeper ------------------------------------------------------------------------------------------------------
 
 
-def land(world: World, by: int | None, new: State) -> World:
+def land(world: World, by: int | None, new: State, *, late: bool = False) -> World:
     """The cluster state is written; an open write of anybody can no longer land."""
     old, begins, past = world.state, world.begins, world.past
-    if world.forgot and by is not None:
-        _check_after_forgetting(world, by, old)
+    if world.forgot and by is not None and world.peers[by].lag is None and _known_newer(world, world.peers[by]):
+        raise Violation("promise 6: a ZooKeeper that forgot is believed")
     if old is None:
         if new.generation != 1 or world.acked or any(one.wal for one in world.peers):
             raise Violation("promise 4: a shard is set up beside data")
@@ -500,6 +501,9 @@ def land(world: World, by: int | None, new: State) -> World:
     elif new.generation != old.generation:
         assert by is not None
         _check_declaration(world, by, old, new)
+        begin, sync = (world.peers[new.primary].wal or ())[: new.init_wal], world.peers[new.sync or 0].wal or ()
+        if not old.alone and not late and sync[: len(begin)] != begin:
+            raise Violation("the new sync does not hold what its generation begins with")
         wal = world.peers[new.primary].wal
         assert wal is not None
         begins, past = (*begins, wal[: new.init_wal]), old
@@ -511,11 +515,10 @@ def land(world: World, by: int | None, new: State) -> World:
     return world._replace(state=new, begins=begins, pending=None, peers=peers, past=past)
 
 
-def _check_after_forgetting(world: World, by: int, old: State | None) -> None:
-    here = old.generation if old else 0
-    knows = [me for me, said in world.active if said and said.generation > here]
-    if world.peers[by].memory.generation > here or (knows and world.peers[by].lag is None):
-        raise Violation("promise 6: a ZooKeeper that forgot is believed")
+def _known_newer(world: World, one: One) -> bool:
+    """This peer, or one that is present, has acted on a newer generation than ZooKeeper holds."""
+    here = world.state.generation if world.state else 0
+    return max([one.memory.generation, *(said.generation for _, said in world.active if said)]) > here
 
 
 def _check_declaration(world: World, by: int, old: State, new: State) -> None:
@@ -561,7 +564,7 @@ def check(world: World) -> None:
     """What holds of every world in which ZooKeeper forgets nothing."""
     if world.forgot:
         return
-    able = [NAMES[me] for me, one in enumerate(world.peers) if _can_acknowledge(world, me, one)]
+    able = [NAMES[me] for me in range(len(world.peers)) if can_acknowledge(world, me)]
     if len(able) > 1:
         raise Violation(f"promise 2: {' and '.join(able)} can acknowledge commits")
     for me, one in enumerate(world.peers):
@@ -572,8 +575,9 @@ def check(world: World) -> None:
                 raise Violation(f"promise 3: {NAMES[me]} has proof of generation {proof}, but lacks its beginning")
 
 
-def _can_acknowledge(world: World, me: int, one: One) -> bool:
+def can_acknowledge(world: World, me: int) -> bool:
     """A commit that a client makes here now may be acknowledged here."""
+    one = world.peers[me]
     pg = one.pg
     if pg is None or not pg.primary or pg.waits_for == NOBODY or one.handing_over:
         return False
@@ -641,6 +645,13 @@ def _sitter(world: World, me: int, one: One) -> Iterator[Step]:
         if wanted in seen:
             continue
         seen.append(wanted)
+        if (
+            world.forgot
+            and one.lag is None
+            and _known_newer(world, one)
+            and not isinstance(now.decision.database, Keep)
+        ):
+            raise Violation(f"promise 6: {NAMES[me]} believes a ZooKeeper that forgot")
         for what, after in apply(remembered, me, now.decision):
             yield f"{what} {name}{clock}", after
         if one.heard and now.write and not one.open and (one.lag is None or one.lag.fresh):
@@ -750,7 +761,12 @@ def _restore(world: World, me: int, wanted: Restore) -> Iterator[Step]:
 
 
 def _run_primary(world: World, me: int, one: One, pg: Pg | None, wanted: Primary) -> Iterator[Step]:
+    if one.wal is None:
+        raise Violation("promise 4: a primary without data")
     name = ALONE if wanted.sync is None else INDEX[wanted.sync.id]
+    if pg and pg.primary and one.handing_over:
+        yield "stop", with_peer(world, me, pg=None, handing_over=False)  # a stop that has begun cannot be called off
+        return
     world = with_peer(world, me, handing_over=False)
     if pg is None:
         if one.was_primary:
@@ -781,6 +797,8 @@ def _run_standby(world: World, me: int, one: One, pg: Pg | None, wanted: Standby
     sealed = len(one.wal or ()) if wanted.sealed else None
     if sealed and "sealed at the momentary replay position" in broken:
         sealed -= 1
+    if sealed and "sealed at the received position" in broken:
+        sealed += 1
     if pg is None:
         # A sealed standby has no receiver, and follows nobody: what it followed before, it forgot with its end.
         new = Pg(False, upstream=None if wanted.sealed else upstream, sealed=sealed)
@@ -836,7 +854,7 @@ def _trouble(world: World) -> Iterator[Step]:
                 yield what, spent
     if world.pending:
         by, new = world.pending
-        yield f"land-late {NAMES[by]}", land(world, by, new)
+        yield f"land-late {NAMES[by]}", land(world, by, new, late=True)
     if world.state:
         yield from _operator(world, world.state)
 
@@ -853,8 +871,8 @@ def _misfortunes(world: World, me: int, one: One) -> Iterator[Step]:
     if present and (not one.up or not one.heard or one.lag is None):
         yield "expire", expire(world, me)
     if one.wal is not None:
-        lost = one.memory if "the memory outlives the data" in broken else Remembered()
-        yield "wipe", with_peer(crash(world, me), me, wal=None, memory=lost, was_primary=False)
+        yield "wipe", with_peer(crash(world, me), me, wal=None, memory=Remembered(), was_primary=False)
+        yield "lose-data", with_peer(crash(world, me), me, wal=None, was_primary=False)
     if one.pg and one.pg.upstream is not None and (me, one.pg.upstream) not in world.cut:
         yield "cut", world._replace(cut=((me, one.pg.upstream),))
 

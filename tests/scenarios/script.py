@@ -18,9 +18,9 @@ one step and lets nothing else happen.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
+from tests.model.calm import Restless, rest
 from tests.model.world import (
     ALONE,
     NAMES,
@@ -28,7 +28,6 @@ from tests.model.world import (
     Lag,
     One,
     State,
-    Step,
     Violation,
     World,
     check,
@@ -48,10 +47,6 @@ TROUBLES = (
     *("forget", "forget-all", "old-snapshot"),
 )
 BUDGET = dict.fromkeys(TROUBLES, PLENTY)
-BY_ITSELF = (
-    *("flow", "acknowledge", "write", "join", "resign", "compare", "settle", "initdb", "shut", "stop", "start"),
-    *("pg-promote", "seal", "open", "follow"),
-)
 
 
 class ScriptError(Exception):
@@ -115,32 +110,6 @@ def _changed(world: World, words: list[str]) -> World:
     return with_peer(world, me, wal=disks[words[2]], memory=memory)
 
 
-def rest(world: World, *, late: bool = False) -> World:
-    """What goes on by itself goes on until nothing changes; with `late`, by a clock by which every timeout passed."""
-    budget, world = world.budget, world._replace(budget=())  # nothing goes wrong meanwhile
-    for _ in range(300):
-        what, after = next(((what, after) for what, after in _by_itself(world, late) if after != world), ("", world))
-        if not what:
-            return world._replace(budget=budget)
-        check(after)
-        world = after
-        if what.endswith(" late"):
-            world, late = rest(world), False
-    raise ScriptError("this does not come to rest")
-
-
-def _by_itself(world: World, late: bool) -> Iterator[Step]:
-    # WAL flows faster than sitters decide.
-    for what, after in sorted(steps(world), key=lambda step: not step[0].startswith(("flow", "acknowledge"))):
-        words = what.split()
-        if words[0] not in BY_ITSELF and not words[0].startswith("restore-from"):
-            continue
-        if words[0] == "start" and not world.peers[NAMES.index(words[1])].up:
-            continue
-        if late or not what.endswith(" late"):
-            yield what, after
-
-
 # --- What is so -----------------------------------------------------------------------------------------------------
 
 
@@ -202,7 +171,7 @@ def main() -> None:
         before = path.read_text()
         try:
             after = run(before)
-        except (ScriptError, Violation) as error:
+        except (ScriptError, Restless, Violation) as error:
             sys.stdout.write(f"{path.name}: {error}\n")
             continue
         if after != before:

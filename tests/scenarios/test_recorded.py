@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.scenarios.recorded import Replay, differences
+from tests.scenarios.replay import Replay, differences
 
 RECORDINGS = sorted((Path(__file__).parent / "recorded").glob("*.json"))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,8 @@ class Postgres:
 class Replay:
     """One recording's world."""
 
-    def __init__(self, recording: Mapping[str, Any]) -> None:
+    def __init__(self, recording: Mapping[str, Any], core: Callable[[View], Decision] = decide) -> None:
+        self.core = core
         self.singleton = bool(recording["singleton"])
         self.postgres = Postgres(initialized=bool(recording["pg_setup"]))
         self.peers: dict[str, Peer] = {}
@@ -230,7 +231,7 @@ class Replay:
             return
         for _ in range(AT_REST_WITHIN):
             before = self._standing()
-            self.last = decide(self.view())
+            self.last = self.core(self.view())
             self.apply(self.last)
             if self._standing() == before:
                 return
@@ -370,10 +371,10 @@ class Difference:
     ours: object
 
 
-def differences(path: Path) -> list[Difference]:
+def differences(path: Path, core: Callable[[View], Decision] = decide) -> list[Difference]:
     """Replay one recording; every step whose role, cluster state or active list is not the recorded one."""
     recording = json.loads(path.read_text())
-    replay, found = Replay(recording), []
+    replay, found = Replay(recording, core), []
     for step in recording["steps"]:
         replay.run(step["cmd"], step["args"] or [], step["wait_ms"])
         recorded, ours = _recorded(step["after"]), replay.outcome()

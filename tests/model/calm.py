@@ -1,0 +1,76 @@
+"""When the world stops misbehaving: what goes on by itself, until nothing changes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from tests.model.world import NAMES, Step, World, can_acknowledge, check, settle, start, steps, wish, with_peer
+
+BY_ITSELF = (
+    *("flow", "acknowledge", "write", "join", "resign", "compare", "settle", "initdb", "shut", "stop", "start"),
+    *("pg-promote", "seal", "open", "follow"),
+)
+"""The steps that need neither trouble nor an operator."""
+
+
+class Restless(Exception):
+    """It goes on and on."""
+
+
+def rest(world: World, *, late: bool = False) -> World:
+    """What goes on by itself goes on until nothing changes; with `late`, by a clock by which every timeout passed."""
+    budget, world = world.budget, world._replace(budget=())  # nothing goes wrong meanwhile
+    for _ in range(300):
+        what, after = next(((what, after) for what, after in _by_itself(world, late) if after != world), ("", world))
+        if not what:
+            return world._replace(budget=budget)
+        check(after)
+        world = after
+        if what.endswith(" late"):
+            world, late = rest(world), False
+    raise Restless("this does not come to rest")
+
+
+def _by_itself(world: World, late: bool) -> Iterator[Step]:
+    # WAL flows faster than sitters decide.
+    for what, after in sorted(steps(world), key=lambda step: not step[0].startswith(("flow", "acknowledge"))):
+        words = what.split()
+        if words[0] not in BY_ITSELF and not words[0].startswith("restore-from"):
+            continue
+        if words[0] == "start" and not world.peers[NAMES.index(words[1])].up:
+            continue
+        if late or not what.endswith(" late"):
+            yield what, after
+
+
+def calm(world: World) -> World:
+    """Everybody is back, everything is connected, nothing is frozen; and all has come of it that can."""
+    world = world._replace(cut=())
+    if world.state and world.state.frozen and not world.state.alone:
+        world = world._replace(state=world.state._replace(frozen=False), pending=None)
+    for me, one in enumerate(world.peers):
+        if not one.up:
+            world = start(world, me)
+        elif one.lag:
+            world = with_peer(world, me, lag=None, heard=True)
+    world = rest(settle(world))
+    for _ in range(4):
+        before, world = world, rest(world, late=True)
+        if world == before:
+            break
+    return world
+
+
+def stuck(world: World) -> str | None:
+    """Why the shard cannot take writes although all is calm; None if it can."""
+    if world.state is None:
+        return None
+    if can_acknowledge(world, world.state.primary):
+        return None
+    said = []
+    for role, me in (("primary", world.state.primary), ("sync", world.state.sync)):
+        if me is not None:
+            decision = wish(world, me, late=False).decision
+            said.append(f"{role}: {decision.reason} [{decision.waiting_for or 'nothing'}]")
+    return re.sub(r"\b[A-E]\b", "_", re.sub(r"\d+/\d+|generation \d+", "_", "; ".join(said)))

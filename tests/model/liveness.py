@@ -1,0 +1,35 @@
+"""What becomes of a shard when the world calms down: it takes writes, or it is stuck for a reason that is known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tests.model.calm import Restless, calm, stuck
+from tests.model.world import World
+
+NO_ASYNC = "no async is left, or none that streams, for the sync to take over with: "
+KNOWN = {
+    "no database [": "the primary lost its data, and "
+    + NO_ASYNC
+    + "manatee-adm rebuild on a deposed peer makes it an async",
+    "cannot prove that its data": "the primary was restored, and "
+    + NO_ASYNC
+    + "manatee-adm verify shows who holds what; rebuild the others from that peer",
+    "the sync says that its data are": "primary and sync contradict each other: manatee-adm verify, then "
+    "rebuild that peer",
+    "ZooKeeper holds": "ZooKeeper came back older than it was: restore its data, or set the state by a command",
+}
+"""Part of the reason in which a shard may stay stuck: the operator's way out."""
+
+
+def calm_ends(worlds: Iterable[World]) -> dict[str | None, tuple[int, World]]:
+    """Why shards stay stuck when the world has calmed down, with how many and the first; None for those that do not."""
+    ends: dict[str | None, tuple[int, World]] = {}
+    for world in worlds:
+        try:
+            why = stuck(calm(world))
+        except Restless as restless:
+            why = str(restless)
+        times, first = ends.get(why, (0, world))
+        ends[why] = (times + 1, first)
+    return ends
