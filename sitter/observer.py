@@ -15,10 +15,13 @@ from sitter.postgres.queries import Facts
 from sitter.postgres.watch import Watch
 from sitter.shard import Shard
 from sitter.transitions import Transitions
-from sitter.view import Database, Limits, Memory, Present, View
+from sitter.view import Database, Limits, Link, Memory, Present, View
 
 FLICKER = 1.0
 """Seconds without streaming that do not count: a receiver starts anew when its upstream changes, or its timeline."""
+
+SILENCE = 10.0
+"""Seconds without a message after which a receiver that says it streams does not: one that works gives up after 8."""
 
 
 class Observer:
@@ -41,11 +44,17 @@ class Observer:
         self._unready: Mapping[str, float] = {}
         self._streamed_at = -math.inf
         self._writable_since: float | None = None
+        self._confirmed: Link | None = None
         given = settings.postgres
         self._limits = Limits(given.sync_grace, given.seal_timeout, given.crash_restart_timeout, given.handover_timeout)
 
-    async def view(self, memory: Memory, *, leaving: bool, resigned_for: float | None) -> View:
-        """Everything known now. Raises CoordinationError while ZooKeeper cannot be asked."""
+    async def view(self, memory: Memory, *, leaving: bool, resigned_for: float | None) -> View | None:
+        """Everything known now; None while it is not known which database is here, or whether there is one.
+
+        Raises CoordinationError while ZooKeeper cannot be asked.
+        """
+        if self._watch.unidentified is not None:
+            return None
         if self._coordination.write_open:
             await self._coordination.settle()
         seen = await self._coordination.read()
@@ -63,7 +72,7 @@ class Observer:
             version=seen.version,
             cluster=seen.cluster,
             has_history=seen.has_history,
-            database=self._database(known.values()),
+            database=self._database(known.values(), self._confirmed_link(active)),
             memory=memory,
             write_open=self._coordination.write_open,
             singleton=self._settings.shard.singleton,
@@ -84,7 +93,7 @@ class Observer:
 
     # --- The database -------------------------------------------------------------------------------------------
 
-    def _database(self, known: Iterable[Peer]) -> Database:
+    def _database(self, known: Iterable[Peer], link: Link | None) -> Database:
         watch, transitions = self._watch, self._transitions
         facts = watch.facts if watch.healthy else None
         names = {application_name(peer): peer.id for peer in known}
@@ -106,17 +115,33 @@ class Observer:
                 for row in (facts.downstreams if facts else ())
                 if row.application_name in names and row.state == "streaming" and row.flush is not None
             },
-            link=self._comparer.link,
+            link=link,
             failing_for=None if transitions.failing_since is None else _since(transitions.failing_since, never=0.0),
             handing_over=transitions.handing_over,
         )
+
+    def _confirmed_link(self, active: list[Active]) -> Link | None:
+        """The newest comparison, if the upstream has said after it, too, that its data have the proof they had before.
+
+        Whoever replaces its data says first that they prove nothing; so what was compared was not replaced meanwhile.
+        """
+        link = self._comparer.link
+        if link is None or link is self._confirmed:
+            return link
+        for one in active:
+            if one.peer.id == link.upstream:
+                if not one.promises_status or (one.status and one.status.proof >= link.proof):
+                    self._confirmed = link
+                    return link
+        return None
 
     def _streaming(self, facts: Facts | None, upstream: Peer | None) -> bool:
         """It streams from its upstream, or did from this or another until a moment ago."""
         if facts is None or upstream is None:
             return False
         now, receiver = time.monotonic(), facts.receiver
-        if receiver and receiver.status == "streaming" and f"host={upstream.ip} " in f"{receiver.conninfo} ":
+        heard = receiver and receiver.status == "streaming" and (receiver.silent or 0.0) < SILENCE
+        if receiver and heard and f"host={upstream.ip} " in f"{receiver.conninfo} ":
             self._streamed_at = now
         return now - self._streamed_at < FLICKER
 

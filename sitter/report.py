@@ -116,13 +116,14 @@ def _document(now: Report, sources: Sources) -> dict[str, Any]:
     """`/state`: for people at three in the morning, so it begins with what is wanted and why."""
     view, decision, transitions = sources.view, sources.decision, sources.transitions
     settings, coordination = sources.settings, sources.coordination
+    unheard = _unheard(sources)
     return {
         "peer": settings.identity.document(),
         "shard": settings.shard.root,
         "role": now.role,
         "generation": now.generation,
-        "reason": decision.reason if decision else "ZooKeeper has not been reached yet",
-        "waitingFor": decision.waiting_for if decision else f"ZooKeeper at {settings.zookeeper.servers}",
+        "reason": unheard[0] if unheard else decision.reason if decision else "starting",
+        "waitingFor": unheard[1] if unheard else decision.waiting_for if decision else None,
         "serving": now.serving,
         "ready": now.ready,
         "fenced": sources.fenced,
@@ -159,6 +160,17 @@ def _document(now: Report, sources: Sources) -> dict[str, Any]:
         "version": __version__,
         "time": written_time(time.time()),
     }
+
+
+def _unheard(sources: Sources) -> tuple[str, str] | None:
+    """Why nothing is decided now, and what would change that; None if all is heard."""
+    went = f"; PostgreSQL goes on as it was told last: {sources.decision.reason}" if sources.decision else ""
+    if sources.watch.unidentified:
+        return f"the database here is not identified: {sources.watch.unidentified}{went}", "pg_controldata"
+    if not sources.coordination.connected:
+        since = f"has not been reached for {sources.coordination.disconnected_for:.0f} s"
+        return f"ZooKeeper {since}{went}", f"ZooKeeper at {sources.settings.zookeeper.servers}"
+    return None
 
 
 def _written(position: Lsn | None) -> str | None:

@@ -34,7 +34,9 @@ class Watch:
         self.hung = asyncio.Event()
         """PostgreSQL runs, but has not answered within `postgres.health_timeout`."""
         self.identifier: str | None = None
-        """The system identifier of the database on disk; None if there is none."""
+        """The system identifier of the database on disk; None if there is none, or it is not identified."""
+        self.unidentified: str | None = "it has not been looked at yet"
+        """Why it is not known which database is on disk, or whether there is one; None if it is known."""
 
     @property
     def healthy(self) -> bool:
@@ -69,13 +71,21 @@ class Watch:
 
     def forget_identity(self) -> None:
         """The database on disk is another one now."""
-        self.identifier = None
+        self.identifier, self.unidentified = None, "it has just been replaced"
+
+    async def _identify(self) -> None:
+        """Not knowing which database this is, is another fact than that there is none: nothing is decided on it."""
+        there = (self._settings.storage.data_dir / "global" / "pg_control").exists()
+        if there and self.identifier is None:
+            timeout = self._settings.postgres.query_timeout
+            self.identifier = (await controldata.read(self._settings, timeout=timeout)).system_identifier
+        elif not there and not self._server.running:
+            self.identifier = None
+        self.unidentified = None
 
     async def _look(self) -> None:
         try:
-            if self.identifier is None and (self._settings.storage.data_dir / "global" / "pg_control").exists():
-                timeout = self._settings.postgres.query_timeout
-                self.identifier = (await controldata.read(self._settings, timeout=timeout)).system_identifier
+            await self._identify()
             if not self._server.running:
                 self.facts, self.problem = None, None
                 self.hung.clear()
@@ -87,6 +97,8 @@ class Watch:
         except Hung as error:
             self.facts, self.problem = None, str(error)
             self.hung.set()
-        except PostgresError as error:
+        except (PostgresError, OSError) as error:
             self.facts, self.problem = None, str(error)
             self.hung.clear()
+            if self.identifier is None and self.unidentified is not None:
+                self.unidentified = self.problem

@@ -1,0 +1,115 @@
+"""Promise 4 and proof rest on it: a database that cannot be identified yet is not one that is not there."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import structlog
+
+from manatee.config import Settings
+from sitter.postgres.server import Server
+from sitter.postgres.watch import Watch
+
+CONTROLDATA = """\
+Database system identifier:           7711012921730520080
+Database cluster state:               shut down
+Latest checkpoint location:           0/1000100
+Latest checkpoint's REDO location:    0/10000D8
+Latest checkpoint's TimeLineID:       1
+Minimum recovery ending location:     0/0
+Min recovery ending loc's timeline:   0
+max_connections setting:              100
+max_worker_processes setting:         8
+max_wal_senders setting:              10
+max_prepared_xacts setting:           0
+max_locks_per_xact setting:           64
+Catalog version number:               202209061
+Bytes per WAL segment:                16777216
+Data page checksum version:           1
+"""
+
+
+@pytest.fixture
+def settings() -> Iterator[Settings]:
+    with tempfile.TemporaryDirectory(prefix="manatee-watch-") as name:
+        directory = Path(name)
+        directory.chmod(0o755)  # PostgreSQL's user runs the programs in it
+        (directory / "bin").mkdir(mode=0o755)
+        yield Settings.model_validate(
+            {
+                "shard": {"name": "test"},
+                "peer": {"ip": "127.22.1.2", "zone_id": "0"},
+                "zookeeper": {"servers": "127.22.1.1:2181"},
+                "postgres": {"bin_dir": directory / "bin", "user": "postgres", "socket_dir": directory},
+                "storage": {"directory": directory / "store"},
+                "backup": {"token_file": directory / "token"},
+                "sitter": {"state_dir": directory},
+            }
+        )
+
+
+def _controldata(settings: Settings, script: str) -> None:
+    """Stands in for pg_controldata."""
+    program = settings.postgres.bin_dir / "pg_controldata"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+
+
+def _database(settings: Settings) -> None:
+    (settings.storage.data_dir / "global").mkdir(parents=True)
+    (settings.storage.data_dir / "global" / "pg_control").touch()
+
+
+def _watch(settings: Settings) -> Watch:
+    return Watch(settings, Server(settings, structlog.get_logger()))
+
+
+async def _look_until(watch: Watch, identified: bool) -> None:
+    for _ in range(100):
+        await watch.look()
+        if (watch.unidentified is None) is identified:
+            return
+    raise AssertionError(watch.unidentified)
+
+
+async def test_a_slow_look_at_a_database_is_no_look_at_none(settings: Settings) -> None:
+    _database(settings)
+    _controldata(settings, f"sleep 1; cat <<EOF\n{CONTROLDATA}EOF")
+    watch = _watch(settings)
+    await watch.look()
+    assert watch.unidentified
+    await _look_until(watch, True)
+    assert watch.identifier == "7711012921730520080"
+
+
+async def test_a_database_that_cannot_be_read_is_one(settings: Settings) -> None:
+    _database(settings)
+    _controldata(settings, "echo could not read file >&2; exit 1")
+    watch = _watch(settings)
+    for _ in range(3):
+        await watch.look()
+    assert watch.unidentified == "pg_controldata: could not read file"
+    assert watch.problem == watch.unidentified
+
+
+async def test_no_database_is_known_to_be_none(settings: Settings) -> None:
+    watch = _watch(settings)
+    await watch.look()
+    assert watch.unidentified is None
+    assert not watch.initialized
+
+
+async def test_a_database_that_was_taken_away_is_gone(settings: Settings) -> None:
+    _database(settings)
+    _controldata(settings, f"cat <<EOF\n{CONTROLDATA}EOF")
+    watch = _watch(settings)
+    await _look_until(watch, True)
+    assert watch.initialized
+    shutil.rmtree(settings.storage.data_dir)
+    await watch.look()
+    assert watch.unidentified is None
+    assert not watch.initialized
