@@ -7,7 +7,7 @@ old a log; then a standby that runs makes a newer restartpoint, and the comparis
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 import aiohttp
 
@@ -15,6 +15,7 @@ from manatee.config import Settings
 from manatee.log import Logger
 from sitter.postgres.compare import compare
 from sitter.postgres.errors import PostgresError
+from sitter.postgres.server import Server
 from sitter.view import Compare, Link
 
 FIRST_DELAY = 0.1
@@ -30,11 +31,11 @@ class Comparer:
         settings: Settings,
         log: Logger,
         on_change: Callable[[], None],
-        restartpoint: Callable[[], Awaitable[None]],
+        server: Server,
     ) -> None:
         self._settings = settings
         self._log = log
-        self._restartpoint = restartpoint
+        self._server = server
         self._on_change = on_change
         self._wanted: Compare | None = None
         self._asked = asyncio.Event()
@@ -77,6 +78,8 @@ class Comparer:
 
     async def _compare(self, http: aiohttp.ClientSession, question: Compare) -> None:
         upstream = question.upstream
+        if self._server.running and not self._server.standby:
+            return  # a primary that is still being stopped may write on behind what was compared
         try:
             found = await compare(self._settings, upstream, http)
         except PostgresError as error:
@@ -101,7 +104,7 @@ class Comparer:
     async def _begin_later(self, problem: str) -> str:
         """Have the next comparison begin at a newer restartpoint; what the problem is then."""
         try:
-            await self._restartpoint()
+            await self._server.restartpoint()
         except PostgresError as error:
             return f"{problem}; no newer restartpoint: {error}"
         return problem

@@ -49,7 +49,7 @@ class Daemon:
         self._server = Server(settings, log)
         self._watch = Watch(settings, self._server)
         self._transitions = Transitions(settings, self._server, self._watch, log, self.wake)
-        self._comparer = Comparer(settings, log, self.wake, self._server.restartpoint)
+        self._comparer = Comparer(settings, log, self.wake, self._server)
         self._observer = Observer(settings, self._coordination, self._watch, self._transitions, self._comparer)
         self._fenced = False
         self._leaving = False
@@ -174,10 +174,11 @@ class Daemon:
         except OSError as error:
             self._log.error("nothing is done: what must be remembered first cannot be written", error=str(error))
             return
+        self._transitions.system_identifier = view.cluster.system_identifier if view.cluster else None
         if isinstance(decision.database, Initialize | Restore):
             self._comparer.forget()
-        self._transitions.system_identifier = view.cluster.system_identifier if view.cluster else None
-        self._transitions.want(decision.database)
+        if not isinstance(decision.database, Restore) or self._admitted:
+            self._transitions.want(decision.database)
         self._comparer.want(decision.compare)
         try:
             if decision.resign:
@@ -192,6 +193,11 @@ class Daemon:
                 await self._write(decision)
         except CoordinationError as error:
             self._log.warning("ZooKeeper: not done", error=str(error), kind=type(error).__name__)
+
+    @property
+    def _admitted(self) -> bool:
+        """The others have been told that our data prove nothing: only then may they be replaced."""
+        return self._published is not None and self._published[0].restoring and self._published[0].proof == 0
 
     async def _write(self, decision: Decision) -> None:
         assert decision.write is not None
@@ -221,6 +227,7 @@ class Daemon:
     async def _join(self) -> None:
         await self._coordination.join(self._me)
         self._resigned_at, self._published = None, None
+        self._transitions.failing_since = None  # who comes back has as long as before to come up
         self.wake()
 
     async def _publish(self, view: View, decision: Decision) -> None:
@@ -246,6 +253,8 @@ class Daemon:
         if self._published is None or self._published[0] != status:
             await self._coordination.publish(status)
             self._published = status, now
+            if isinstance(decision.database, Restore):
+                self.wake()
 
 
 def _words(decision: Decision) -> dict[str, object]:
