@@ -89,6 +89,24 @@ async def end(data_dir: Path, log: Logger, *, grace: float, timeout: float) -> b
     return True
 
 
+def forget_stale_lock(data_dir: Path, log: Logger) -> None:
+    """Remove a lock file whose pid has become another program's; to be called when no server of ours is left.
+
+    PostgreSQL refuses to start while any process of its user has that pid, which after a reboot may be anybody. The
+    file goes only if that process is seen to work elsewhere (/proc); otherwise PostgreSQL's own word counts.
+    """
+    lock = lock_file(data_dir)
+    if lock is None:
+        return
+    try:
+        there, here = Path(f"/proc/{abs(lock.pid)}/cwd").stat(), data_dir.stat()
+    except OSError:
+        return
+    if (there.st_dev, there.st_ino) != (here.st_dev, here.st_ino):
+        log.warning("removing a stale lock file: its pid is another program's now", pid=lock.pid)
+        (data_dir / "postmaster.pid").unlink(missing_ok=True)
+
+
 def send(pids: set[int], number: signal.Signals) -> None:
     """Signal each of these processes that is still there."""
     for pid in pids:

@@ -122,6 +122,7 @@ class Postmaster:
             raise StartFailed(f"{self._data_dir} is in use by a single-user server (pid {-lock.pid}): end it first")
         while True:
             await leftovers.end(self._data_dir, self._log, grace=IMMEDIATE_GRACE, timeout=timeout)
+            leftovers.forget_stale_lock(self._data_dir, self._log)
             await self._spawn(config_file)
             try:
                 if await self._listening(deadline):

@@ -9,6 +9,8 @@ from collections.abc import AsyncIterator
 import aiohttp
 import pytest
 import structlog
+from hypothesis import given
+from hypothesis import strategies as st
 
 from backupserver.main import serve
 from manatee.cluster import Comparison
@@ -252,6 +254,38 @@ async def test_who_cannot_be_asked_is_named(machines: Machines) -> None:
         await primary.crash()
         with pytest.raises(CompareFailed, match="node-0 cannot be asked"):
             await compare.compare(standby.settings, identity, http)
+
+
+@st.composite
+def two_logs(draw: st.DrawFn) -> tuple[list[int], list[int], Log, Log]:
+    """Two logs out of a tree of promotions: for each, the timeline that wrote each byte, and what is said of it."""
+    written: dict[int, list[int]] = {1: [1] * draw(st.integers(1, 9))}
+    histories, begins = {1: ""}, {1: 1}
+    for timeline in range(2, draw(st.integers(2, 6))):
+        parent = draw(st.sampled_from(sorted(written)))
+        begin = draw(st.integers(begins[parent], len(written[parent])))
+        histories[timeline] = f"{histories[parent]}{parent}\t0/{begin:X}\tx\n"
+        begins[timeline] = begin
+        written[timeline] = written[parent][:begin] + [timeline] * draw(st.integers(0, 6))
+    sides: list[tuple[list[int], Log]] = []
+    for _ in range(2):
+        timeline = draw(st.sampled_from(sorted(written)))
+        stretches = parse_history(timeline, histories[timeline])
+        end = draw(st.integers(int(stretches[-1].begin), len(written[timeline])))
+        sides.append((written[timeline][:end], Log("1", stretches, Lsn(end))))
+    return sides[0][0], sides[1][0], sides[0][1], sides[1][1]
+
+
+@given(two_logs())
+def test_a_log_is_a_prefix_exactly_if_its_bytes_are(logs: tuple[list[int], list[int], Log, Log]) -> None:
+    ours, theirs, our_log, their_log = logs
+    answer = judge(our_log, their_log).answer
+    if theirs[: len(ours)] == ours:
+        assert answer is Comparison.PREFIX
+    elif ours[: len(theirs)] == theirs:
+        assert answer is Comparison.AHEAD
+    else:
+        assert answer is Comparison.DIVERGED
 
 
 def log(history: str, end: str, identifier: str = "1") -> Log:

@@ -14,6 +14,7 @@ import pytest
 from sitter.postgres import configuration, leftovers
 from sitter.postgres.configuration import ALONE, Replication
 from sitter.postgres.errors import StartFailed
+from sitter.postgres.tools import credentials
 from tests.postgres.local import Machines, Node, until
 
 SITTER = """
@@ -130,8 +131,7 @@ async def test_a_server_that_hangs_is_killed(machines: Machines) -> None:
     node = machines.initialized()
     await node.start_primary()
     connection = await busy(node)
-    for pid in await leftovers.servers(node.data_dir):
-        os.kill(pid, signal.SIGSTOP)
+    leftovers.send(await leftovers.servers(node.data_dir), signal.SIGSTOP)
     await node.postmaster.stop("immediate", timeout=0.5)
     assert await gone(node)
     assert not node.postmaster.running
@@ -185,7 +185,7 @@ async def test_a_cancelled_start_leaves_nothing(machines: Machines) -> None:
 async def test_another_programs_pid_in_the_lock_file_is_left_alone(machines: Machines) -> None:
     """After a reboot the pid in a stale lock file may be anybody's."""
     node = machines.initialized()
-    process = await asyncio.create_subprocess_exec("sleep", "60")
+    process = await asyncio.create_subprocess_exec("sleep", "60", **credentials(node.settings))
     (node.data_dir / "postmaster.pid").write_text(f"{process.pid}\n{node.data_dir}\n1\n5432\n")
     await node.start_primary()
     assert process.returncode is None
