@@ -14,7 +14,7 @@ cluster: prepare ## The same shard, left running in the foreground to play with
 	@.venv/bin/python -m demo.cluster $(ARGS)
 
 test: prepare ## Every test, on every PostgreSQL found (ARGS="-k name" for some)
-	@.venv/bin/python -m pytest $(ARGS)
+	@.venv/bin/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(ARGS)
 
 bench: prepare ## Measure: the outage of a failover, what an idle sitter costs
 	@.venv/bin/python -m bench.failover

@@ -19,6 +19,31 @@ settings.register_profile("default", deadline=None, suppress_health_check=[Healt
 settings.load_profile("default")
 
 
+TESTS = Path(__file__).parent
+
+# Whole shards wait most of the time: they come first, so that what is short fills the gaps.
+ORDER = ("shard", "backup", "postgres", "admin", "demo", "coordination", "model")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Which tests may run beside each other (pytest -n): those of one directory share addresses, so they may not.
+
+    Whole shards get networks by worker, so that their files may.
+    """
+
+    def group(item: pytest.Item) -> str:
+        directory, *file = item.path.relative_to(TESTS).parts
+        return f"shard/{file[0]}" if directory == "shard" else directory
+
+    def place(item: pytest.Item) -> int:
+        directory = group(item).split("/")[0]
+        return ORDER.index(directory) if directory in ORDER else len(ORDER)
+
+    items.sort(key=place)
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group(item)))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _nothing_is_left_running() -> Iterator[None]:
     yield

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import os
 import sys
 import urllib.error
 import urllib.request
@@ -22,7 +23,8 @@ SESSION_TIMEOUT = 4.0
 COMPLETE = 90.0
 """Seconds within which a shard must be complete again, whatever happened to it."""
 
-_networks = (f"127.21.{number}" for number in itertools.count(1))
+_worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+_networks = (f"127.{100 + _worker}.{number}" for number in itertools.count(1))
 
 
 @asynccontextmanager
