@@ -170,8 +170,7 @@ def _hands_over(shard: Shard) -> bool:
 
 def _as_sync(shard: Shard) -> Decision:
     """Follow the primary; take over when it is gone; keep the list meanwhile."""
-    standby, view = _as_standby(shard), shard.view
-    cause = _takeover(shard)
+    standby, cause, view = _as_standby(shard), _takeover(shard), shard.view
     seal_stays = view.write_open and view.memory.seal is not None
     if not isinstance(standby.database, Standby) or (cause is None and not seal_stays):
         return standby
@@ -187,11 +186,10 @@ def _as_standby(shard: Shard) -> Decision:
     if view.leaving:
         return Decision("leaving", Stopped(clean=True), resign=True)
     if not database.initialized:
-        sources = shard.restore_sources
-        if not sources:
-            reason = "waiting: this peer has no database, and nobody can give it one"
-            return Decision(reason, Restore(()), waiting_for="a serving peer to restore from")
-        return Decision("restoring: this peer has no database", Restore(sources))
+        if sources := shard.restore_sources:
+            return Decision("restoring: this peer has no database", Restore(sources))
+        reason = "waiting: this peer has no database, and nobody can give it one"
+        return Decision(reason, Restore(()), waiting_for="a serving peer to restore from")
     compare, link = _comparison(shard, upstream), shard.link_to(upstream)
     proven = view.memory.proof >= shard.needed_proof
     # Data without proof may be anybody's, and somebody may be set to follow us: they do not run uncompared.
@@ -352,17 +350,14 @@ def _blocked(shard: Shard, cause: Cause) -> Decision | None:
         return because("waiting: no async is present to become the sync", "an async peer")
     if database.sealed is not None:
         if database.sealed < state.init_wal:
-            short = (
-                f"blocked: the data here end at {database.sealed}, before this generation's beginning, {state.init_wal}"
-            )
-            return because(short, VERIFY)
+            ends = f"end at {database.sealed}, before this generation's beginning, {state.init_wal}"
+            return because(f"blocked: the data here {ends}", VERIFY)
         if database.sealed_for >= view.limits.seal_timeout and not _someone_holds(shard, cause, database.sealed):
             return because(f"unsealing: no async has flushed {database.sealed} in time", "an attached async")
         return None
     if not _someone_holds(shard, cause, None):
-        return because(
-            "waiting: no async is streaming from this peer, to become the sync", "an attached async", SOON * 5
-        )
+        reason = "waiting: no async is streaming from this peer, to become the sync"
+        return because(reason, "an attached async", SOON * 5)
     pause = view.limits.seal_timeout - database.unsealed_for
     if pause > 0:
         return because("waiting: the last seal was given up", "an attached async", pause)

@@ -11,13 +11,17 @@ from __future__ import annotations
 import sys
 import time
 
-from tests.model.explore import explore
+from tests.model.explore import explore, wander
 from tests.model.liveness import KNOWN, calm_ends
 from tests.model.mutants import MUTANTS, judge
+from tests.model.world import running
 from tests.model.worlds import INVARIANTS, WORLDS
 
 STATES = 1_200_000
 """In all worlds together."""
+
+KINDS = ("crash", "expire", "slow", "mute", "lost", "cut", "pg-crash", "wipe", "lose-data", "operator", "old-snapshot")
+"""The trouble of random walks."""
 
 SAMPLES = 400
 """Worlds of each exploration that are calmed down."""
@@ -40,6 +44,13 @@ def main(states: int) -> int:
             way_out = next((out for known, out in KNOWN.items() if known in why), None)
             failed = failed or way_out is None
             _say(f"  stuck in {times} of {len(found.samples)}: {why}", f"    way out: {way_out or 'NONE IS KNOWN'}")
+    for peers in (3, 4):
+        budget = dict.fromkeys(KINDS, 3) | {"commit": 5, "trouble": 8}
+        found = wander(running(peers, **budget), walks=states // 10_000, length=90)
+        _say(f"{peers} peers, random walks of {found.depth} steps: {found.states:,} states, {found.seconds:.0f} s")
+        if found.violation:
+            failed = True
+            _say(f"  VIOLATION: {found.violation}", *(f"    step {step}" for step in found.trace))
     survivors = 0
     for mutant in MUTANTS:
         verdict = judge(mutant)
@@ -54,8 +65,8 @@ def main(states: int) -> int:
 
 
 def _say(*lines: str) -> None:
-    for _line in lines:
-        pass
+    sys.stdout.write("".join(f"{line}\n" for line in lines))
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

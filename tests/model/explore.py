@@ -42,7 +42,7 @@ def explore(
     A state is remembered by 64 bits of it: among ten million the chance that two are taken for one is 1 in 370,000.
     """
     started = time.monotonic()
-    first, _ = canonical(beginning)
+    first, renamed = canonical(beginning)
     origin: dict[int, Origin] = {hash(first): None}
     level: list[World] = [first]
     found = Found(states=1)
@@ -67,7 +67,7 @@ def explore(
             except Violation as violation:
                 # Broken by the state just reached, or by a step from this one.
                 reached = following[-1] if following and _broken(following[-1]) else world
-                found.trace = _way(origin, hash(reached), str(violation))
+                found.trace = _way(origin, hash(reached), str(violation), renamed)
                 found.violation = found.trace.pop()
                 break
             if len(origin) >= states:
@@ -78,7 +78,29 @@ def explore(
     return found
 
 
-def _way(origin: dict[int, Origin], here: int, end: str) -> list[str]:
+def wander(beginning: World, *, walks: int, length: int, seed: int = 1) -> Found:
+    """Random walks, which come further than all worlds can be followed. Trouble comes in one step of six."""
+    started, chance, seen, found = time.monotonic(), random.Random(seed), set[int](), Found(depth=length)
+    for _ in range(walks):
+        world, trace = beginning, list[str]()
+        try:
+            for _ in range(length):
+                possible = [step for step in steps(world) if step[1] != world]
+                calm = [step for step in possible if step[1].budget == world.budget]
+                if not possible:
+                    break
+                what, world = chance.choice(calm if calm and chance.randrange(6) else possible)
+                trace.append(what)
+                check(world)
+                seen.add(hash(canonical(world)[0]))
+        except Violation as violation:
+            found.violation, found.trace = str(violation), trace
+            break
+    found.states, found.seconds = len(seen), time.monotonic() - started
+    return found
+
+
+def _way(origin: dict[int, Origin], here: int, end: str, renamed: list[int] | None) -> list[str]:
     """The steps to here, every peer called by the name that it had in the beginning; last what was found."""
     way: list[tuple[str, list[int] | None]] = []
     came = origin[here]
@@ -86,12 +108,12 @@ def _way(origin: dict[int, Origin], here: int, end: str) -> list[str]:
         here, what, order = came
         way.append((what, order))
         came = origin[here]
-    names, steps = NAMES, []
+    names, said = "".join(NAMES[old] for old in renamed) + NAMES[len(renamed) :] if renamed else NAMES, []
     for what, order in way[::-1]:
-        steps.append(_said(what, names))
+        said.append(_said(what, names))
         if order:
             names = "".join(names[old] for old in order) + names[len(order) :]
-    return [*steps, _said(end, names)]
+    return [*said, _said(end, names)]
 
 
 def _said(what: str, names: str) -> str:

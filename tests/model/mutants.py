@@ -109,6 +109,12 @@ def data_without_memory() -> World:
     return settle(with_peer(world, 0, wal=(100,), was_primary=True))
 
 
+RESTORED_BEHIND_A_LAGGARD = (
+    *("commit A", "flow B", "acknowledge A", "flow C", "expire A", "seal B", "write B", "pg-promote B"),
+    *("compare C", "flow C", "slow D", "wipe C", "start C", "join C", "restore-from-D C"),
+)
+"""D goes by an old reading in which C has proof, but C has lost its data and has what D has: less than it proves."""
+
 REBUILT = ("commit A", "flow B", "acknowledge A", "wipe B", "start B", "join B", "restore-from-C B")
 """The sync has lost an acknowledged commit, and lives on the data of an async that never had it."""
 
@@ -244,6 +250,10 @@ MUTANTS = [
         shard(3, "expire A", "seal B", "write B", commit=1),
     ),
     Mutant("compared while writing", beginning=shard(3, "expire A", "seal B", "write B", commit=1)),
+    Mutant(
+        "a comparison is worth what the upstream said before",
+        beginning=shard(4, *RESTORED_BEHIND_A_LAGGARD),
+    ),
     Mutant("promoted before the names are set", beginning=shard(3, commit=1, expire=1)),
     # Set up and an old ZooKeeper
     Mutant(

@@ -700,11 +700,18 @@ def _settled(world: World, me: int) -> World:
 
 
 def _compare(world: World, me: int, asked: Compare) -> World | None:
-    """Driver: compares the WAL itself with that of the upstream's PostgreSQL, which runs; ours must not be writing."""
+    """Driver: compares the WAL itself with that of the upstream's PostgreSQL, which runs; ours must not be writing.
+
+    The upstream must still say afterwards that it has the proof which the comparison is worth.
+    """
     upstream = INDEX[asked.upstream.id]
     mine, theirs, pg = world.peers[me].wal, world.peers[upstream], world.peers[me].pg
     writing = pg and pg.primary and "compared while writing" not in broken
     if mine is None or theirs.wal is None or theirs.pg is None or writing:
+        return None
+    says = next((said for other, said in world.active if other == upstream), None)
+    confirmed = says is not None and says.proof >= asked.proof and world.peers[me].heard
+    if not confirmed and "a comparison is worth what the upstream said before" not in broken:
         return None
     if mine == theirs.wal[: len(mine)]:
         answer = Comparison.PREFIX
