@@ -8,6 +8,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import structlog
 from hypothesis import HealthCheck, settings
 
 from demo.directory import run_directory
@@ -52,6 +53,13 @@ def _nothing_is_left_running() -> Iterator[None]:
     for child in left:
         child.kill()
     assert said == []
+
+
+@pytest.fixture(autouse=True)
+def _logging_is_not_left_configured() -> Iterator[None]:
+    """A program that is called in-process sets logging up for itself; the next test's log must not be silenced by it."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")
