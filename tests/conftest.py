@@ -57,7 +57,7 @@ def _nothing_is_left_running() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _logging_is_not_left_configured() -> Iterator[None]:
-    """A program that is called in-process sets logging up for itself; the next test's log must not be silenced by it."""
+    """A program that is called in-process sets up logging for itself: it must not silence the next test."""
     yield
     structlog.reset_defaults()
 

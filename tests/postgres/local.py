@@ -17,6 +17,8 @@ from typing import Any, TypeVar
 import psycopg
 import structlog
 
+from demo.directory import user_name
+from demo.postgresql import unprivileged_user
 from manatee.cluster import application_name
 from manatee.config import Settings
 from sitter.postgres import configuration
@@ -24,7 +26,8 @@ from sitter.postgres.configuration import ALONE, NOBODY, Replication
 from sitter.postgres.process import Postmaster
 from sitter.postgres.server import Server
 
-USER = "postgres"
+USER = unprivileged_user() or user_name()
+"""Whom PostgreSQL runs as: we ourselves, unless we are root."""
 HBA = """\
 local all all trust
 local replication all trust
