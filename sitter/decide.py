@@ -162,7 +162,7 @@ def _hands_over(shard: Shard) -> bool:
         return False
     if database.handing_over:
         return shard.in_time(asked)
-    return shard.promote is not None and shard.attached(sync, None)
+    return shard.promote is not None and database.writable_for > 0 and shard.attached(sync, None)
 
 
 # --- 3. Roles: sync and asyncs --------------------------------------------------------------------------------------

@@ -530,6 +530,12 @@ def test_a_promote_of_the_sync_makes_the_primary_hand_over() -> None:
     assert "promote" not in written(frozen).document()
 
 
+def test_who_has_not_opened_yet_has_nothing_to_hand_over() -> None:
+    """Else it would stop, find that nothing was begun, start, and stop again, until the request expires."""
+    decision = decide(view(A, state=state(promote=promote(B, "sync")), writable_for=0.0))
+    assert (decision.database, decision.resign) == (Primary(B), False)
+
+
 def test_a_hand_over_that_nobody_took_is_withdrawn_before_coming_back() -> None:
     asked = state(promote=promote(B, "sync"))
     waits = decide(view(A, state=asked, resigned_for=1.0, active=GONE))

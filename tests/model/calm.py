@@ -14,17 +14,26 @@ BY_ITSELF = (
 """The steps that need neither trouble nor an operator."""
 
 
+TIMEOUTS = 24
+"""How many timeouts may pass before a shard that does not take writes counts as stuck."""
+
+
 class Restless(Exception):
     """It goes on and on."""
 
 
-def rest(world: World, *, late: bool = False) -> World:
-    """What goes on by itself goes on until nothing changes; with `late`, by a clock by which every timeout passed."""
+def rest(world: World, *, late: bool = False, turn: int = 0) -> World:
+    """What goes on by itself goes on until nothing changes.
+
+    With `late`, one timeout passes in between, if any is waited for: which, is for `turn` to say.
+    """
     budget, world = world.budget, world._replace(budget=())  # nothing goes wrong meanwhile
     for _ in range(300):
-        what, after = next(((what, after) for what, after in _by_itself(world, late) if after != world), ("", world))
-        if not what:
+        possible = [(what, after) for what, after in _by_itself(world, late) if after != world]
+        at_once = [step for step in possible if not step[0].endswith(" late")]
+        if not possible:
             return world._replace(budget=budget)
+        what, after = at_once[0] if at_once else possible[turn % len(possible)]
         check(after)
         world = after
         if what.endswith(" late"):
@@ -55,10 +64,10 @@ def calm(world: World) -> World:
         elif one.lag:
             world = with_peer(world, me, lag=None, heard=True)
     world = rest(settle(world))
-    for _ in range(4):
-        before, world = world, rest(world, late=True)
-        if world == before:
+    for turn in range(TIMEOUTS):
+        if stuck(world) is None:
             break
+        world = rest(world, late=True, turn=turn)
     return world
 
 
