@@ -113,10 +113,18 @@ class Shard:
         if asked and asked.id == self.view.me.id and promotes_to_sync(asked):
             return self.state.primary
         nearest = self.view.present.get(above[0].id)
+        if self.stranded and above[1:]:
+            return _first(above[1:], self.ready) or _first(above[1:], self.serving) or above[0]
         if nearest and (nearest.unready_for < self.view.limits.sync_grace or self.ready(above[0])):
             return above[0]
         stand_in = _first(above, self.ready) or _first(above, self.serving)
         return stand_in or above[0]
+
+    @property
+    def stranded(self) -> bool:
+        """Serving, and not streaming for long: a link above that was restored may lack the WAL that we need next."""
+        me = self.view.present.get(self.view.me.id)
+        return self.i_serve and me is not None and me.unready_for >= 3 * self.view.limits.sync_grace
 
     @property
     def restore_sources(self) -> tuple[Peer, ...]:

@@ -229,8 +229,15 @@ def test_a_leaving_primary_hands_over_if_a_takeover_is_possible(changes: Any, cl
         (active(A, B, says(C, ready=False, unready_for=10), D), B),
         (active(says(A, ready=False), says(B, ready=False, serving=False), D), A),
         (active(D), C),
+        (active(A, B, C, says(D, ready=False, unready_for=29)), C),
+        (active(A, B, C, says(D, ready=False, unready_for=30)), B),
+        (active(A, C, says(D, ready=False, unready_for=30)), A),
+        (active(C, says(D, ready=False, unready_for=30)), C),
     ],
-    ids=["link", "absent", "two absent", "in grace", "unready", "serving", "nobody"],
+    ids=[
+        *("link", "absent", "two absent", "in grace", "unready", "serving", "nobody"),
+        *("waiting", "stranded", "stranded, one absent", "stranded, nobody else"),
+    ],
 )
 def test_the_nearest_ready_link_above_stands_in(who: Any, upstream: Any) -> None:
     link = Link(upstream.id, GENERATION, GENERATION, Comparison.PREFIX, END)
