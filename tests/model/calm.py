@@ -5,7 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from tests.model.world import NAMES, Step, World, can_acknowledge, check, settle, start, steps, wish, with_peer
+from tests.model.parts import NAMES, Step, World, with_peer
+from tests.model.promises import can_acknowledge, check
+from tests.model.sitter import settle
+from tests.model.wishes import wish
+from tests.model.world import start, steps
 
 BY_ITSELF = (
     *("flow", "acknowledge", "write", "join", "resign", "compare", "settle", "initdb", "shut", "stop", "start"),

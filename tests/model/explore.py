@@ -8,7 +8,9 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from tests.model.world import NAMES, Step, Violation, World, canonical, check, steps
+from tests.model.parts import NAMES, Step, Violation, World, canonical
+from tests.model.promises import check
+from tests.model.world import steps
 
 Origin = tuple[int, str, list[int] | None] | None
 """The state before, the step, and how the peers were renamed after it."""

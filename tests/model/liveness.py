@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from tests.model.calm import Restless, calm, stuck
-from tests.model.world import World
+from tests.model.parts import World
 
 NO_ASYNC = "no async is left, or none that streams, for the sync to take over with: "
 KNOWN = {

@@ -1,7 +1,7 @@
 """Broken cores and broken drivers: each must be found out by the model, else the model or a rule is worth nothing.
 
 A mutant of the core is a replacement in the text of one of its files; if the text has changed, the mutant says so
-rather than silently testing the healthy core. A mutant of the driver is a name in `world.broken`.
+rather than silently testing the healthy core. A mutant of the driver is a name in `parts.broken`.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from pathlib import Path
 
 from sitter.decide import decide
 from sitter.view import Decision, View
-from tests.model import world
+from tests.model import parts, wishes
 from tests.model.calm import Restless
 from tests.model.explore import explore
-from tests.model.world import Lag, One, Violation, World, empty, running, settle, steps, with_peer
+from tests.model.parts import Lag, One, Violation, World, with_peer
+from tests.model.sitter import settle
+from tests.model.world import empty, running, steps
 from tests.scenarios import script
 from tests.scenarios.replay import differences
 
@@ -44,13 +46,13 @@ def installed(mutant: Mutant) -> Iterator[Callable[[View], Decision]]:
     """The worlds are driven by this mutant, which is given."""
     core = mutated(mutant.old, mutant.new) if mutant.old else decide
     if not mutant.old:
-        world.broken.add(mutant.name)
-    world.use(core)
+        parts.broken.add(mutant.name)
+    wishes.use(core)
     try:
         yield core
     finally:
-        world.broken.discard(mutant.name)
-        world.use(decide)
+        parts.broken.discard(mutant.name)
+        wishes.use(decide)
 
 
 def mutated(old: str, new: str) -> Callable[[View], Decision]:

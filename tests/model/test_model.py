@@ -12,7 +12,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from tests.model.explore import explore
 from tests.model.liveness import KNOWN, calm_ends
 from tests.model.mutants import MUTANTS, judge
-from tests.model.world import World, check, running, steps
+from tests.model.parts import World
+from tests.model.promises import check
+from tests.model.world import running, steps
 from tests.model.worlds import WORLDS, Beginning
 
 STATES = 1_200

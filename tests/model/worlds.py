@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tests.model.world import World, empty, running
+from tests.model.parts import World
+from tests.model.world import empty, running
 
 INVARIANTS = (
     "promise 1: no generation begins below an acknowledged commit, and its primary holds all of them",

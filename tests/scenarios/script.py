@@ -21,24 +21,11 @@ import sys
 from pathlib import Path
 
 from tests.model.calm import Restless, rest
-from tests.model.world import (
-    ALONE,
-    NAMES,
-    NOBODY,
-    Lag,
-    One,
-    State,
-    Violation,
-    World,
-    check,
-    empty,
-    land,
-    running,
-    settle,
-    steps,
-    wish,
-    with_peer,
-)
+from tests.model.parts import ALONE, NAMES, NOBODY, Lag, One, State, Violation, World, with_peer
+from tests.model.promises import check, land
+from tests.model.sitter import settle
+from tests.model.wishes import wish
+from tests.model.world import empty, running, steps
 
 HERE = Path(__file__).parent
 PLENTY = 1000

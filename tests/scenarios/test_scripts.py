@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.model import world
+from tests.model import parts
 from tests.scenarios.script import happen, run
 
 SCRIPTS = sorted(Path(__file__).parent.glob("*.txt"))
@@ -26,10 +26,10 @@ def test_there_are_scripts() -> None:
 
 def test_a_broken_world_would_be_seen() -> None:
     """The runner checks every step: a driver that seals too low is found out by the first takeover."""
-    world.broken.add("sealed at the momentary replay position")
+    parts.broken.add("sealed at the momentary replay position")
     try:
         shard = happen(happen(None, "shard 3"), "commit A")
-        with pytest.raises(world.Violation, match="promise 1"):
+        with pytest.raises(parts.Violation, match="promise 1"):
             happen(happen(shard, "crash A"), "expire A")
     finally:
-        world.broken.clear()
+        parts.broken.clear()
