@@ -36,7 +36,7 @@ Result = TypeVar("Result")
 _ATTEMPT = 3.0
 """Seconds for one server to accept a connection and say what it is."""
 _ARRIVAL = 10.0
-_PAUSES = (0.05, 1.0)
+_PAUSES = (0.05, 0.25)
 """Seconds between two attempts: the first pause, and the longest it grows to."""
 
 # A server whose machine is gone answers nothing at all: without these a client waits for it for hours.
@@ -278,6 +278,7 @@ async def connect_primary(topology: Topology, *, deadline: float = 30.0, **param
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(min(pause, max(0.0, ends - time.monotonic()))):
                 await topology.changed(chain)
+                pauses = _pauses()  # a new primary is a matter of moments
     raise NoPrimary(f"no writable primary within {deadline:g} s: {failure}")
 
 

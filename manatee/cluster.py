@@ -20,7 +20,6 @@ from pydantic.alias_generators import to_camel
 
 from manatee.lsn import Lsn
 
-
 NAME_LIMIT = 63
 """Bytes of a name that PostgreSQL keeps."""
 

@@ -8,7 +8,7 @@ parsed once, where they enter the process, and are `Lsn` from there on.
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, Self
 
 from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
@@ -30,7 +30,7 @@ class Lsn(int):
 
     __slots__ = ()
 
-    def __new__(cls, position: int = 0) -> Lsn:
+    def __new__(cls, position: int = 0) -> Self:
         if not 0 <= position < _LIMIT:
             raise ValueError(f"{position} is not a WAL position: it must lie between 0 and 2^64")
         return super().__new__(cls, position)

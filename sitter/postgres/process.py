@@ -10,6 +10,7 @@ sitter left behind.
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import re
 import shutil
@@ -28,6 +29,11 @@ from sitter.postgres.tools import WORKING_DIRECTORY, credentials, environment
 LINE_LIMIT = 2000
 """Characters of one line of the server's log that are passed on."""
 
+REPEAT = 5.0
+"""Seconds in which a line of the server's log is not passed on again, if only its numbers differ."""
+
+_NUMBERS = re.compile(r"\d+|[0-9A-F]+/[0-9A-F]+")
+
 LAST_LINES = 20
 """Lines of the server's log that are kept for the reason of a failed start."""
 
@@ -39,11 +45,15 @@ SHARED_MEMORY = "pre-existing shared memory block"
 
 
 class _Log(asyncio.Protocol):
-    """The server's standard error, line by line."""
+    """The server's standard error, line by line.
+
+    What it says again and again (a standby whose upstream is gone, ten times a second) is passed on now and then.
+    """
 
     def __init__(self, log: Logger) -> None:
         self._log = log
         self._rest = b""
+        self._said: dict[str, float] = {}
         self.last: deque[str] = deque(maxlen=LAST_LINES)
         self.closed = asyncio.Event()
 
@@ -62,8 +72,12 @@ class _Log(asyncio.Protocol):
 
     def _line(self, line: bytes) -> None:
         text = line.decode(errors="replace").rstrip()[:LINE_LIMIT]
-        if text:
-            self.last.append(text)
+        if not text:
+            return
+        self.last.append(text)
+        now, kind = time.monotonic(), _NUMBERS.sub("", text)
+        if now - self._said.get(kind, -math.inf) >= REPEAT:
+            self._said = {each: at for each, at in self._said.items() if now - at < REPEAT} | {kind: now}
             self._log.info("postgres", line=text)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from sitter.postgres import configuration, leftovers
+from sitter.postgres import configuration, leftovers, process
 from sitter.postgres.configuration import ALONE, Replication
 from sitter.postgres.errors import StartFailed
 from sitter.postgres.tools import credentials
@@ -213,3 +213,23 @@ async def test_long_lines_are_cut(machines: Machines) -> None:
 
     await until(after)
     assert max(map(len, node.postmaster.last_lines)) <= 2000
+
+
+def test_what_the_server_repeats_is_passed_on_now_and_then() -> None:
+    """A standby whose upstream is gone says so ten times a second; every other line comes through."""
+    passed: list[str] = []
+
+    class Logger:
+        def info(self, _: str, *, line: str) -> None:
+            passed.append(line)
+
+    output = process._Log(Logger())  # type: ignore[arg-type]
+    for pid in range(100, 120):
+        output.data_received(f"2026-01-01 00:00:00 [{pid}] FATAL: could not connect\n[1] LOG: at 0/{pid:X}00\n".encode())
+    output.data_received(b"[7] LOG: something else\n")
+    assert passed == [
+        "2026-01-01 00:00:00 [100] FATAL: could not connect",
+        "[1] LOG: at 0/6400",
+        "[7] LOG: something else",
+    ]
+    assert len(output.last) == 20
