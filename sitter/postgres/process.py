@@ -32,7 +32,7 @@ LINE_LIMIT = 2000
 REPEAT = 5.0
 """Seconds in which a line of the server's log is not passed on again, if only its numbers differ."""
 
-_NUMBERS = re.compile(r"\d+|[0-9A-F]+/[0-9A-F]+")
+_NUMBERS = re.compile(r"[0-9A-F]+/[0-9A-F]+|\d+")
 
 LAST_LINES = 20
 """Lines of the server's log that are kept for the reason of a failed start."""

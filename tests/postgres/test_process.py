@@ -225,7 +225,8 @@ def test_what_the_server_repeats_is_passed_on_now_and_then() -> None:
 
     output = process._Log(Logger())  # type: ignore[arg-type]
     for pid in range(100, 120):
-        output.data_received(f"2026-01-01 00:00:00 [{pid}] FATAL: could not connect\n[1] LOG: at 0/{pid:X}00\n".encode())
+        lines = f"2026-01-01 00:00:00 [{pid}] FATAL: could not connect\n[1] LOG: at 0/{pid:X}00\n"
+        output.data_received(lines.encode())
     output.data_received(b"[7] LOG: something else\n")
     assert passed == [
         "2026-01-01 00:00:00 [100] FATAL: could not connect",
