@@ -64,7 +64,8 @@ class Report:
 def report(sources: Sources) -> Report:
     """The report of this moment."""
     view, decision, facts = sources.view, sources.decision, sources.watch.facts
-    primary = decision is not None and isinstance(decision.database, Primary)
+    # Not by the decision: a sitter that refuses what ZooKeeper holds leaves a primary as it is.
+    primary = isinstance(sources.transitions.wanted, Primary)
     healthy = sources.watch.healthy
     restore = sources.transitions.restore
     now = Report(
@@ -132,7 +133,7 @@ def _document(now: Report, sources: Sources) -> dict[str, Any]:
             "writable": now.writable,
             "wanted": _wanted(decision),
             "doing": transitions.doing,
-            "problem": transitions.problem or sources.watch.problem,
+            "problem": transitions.problem or sources.watch.problem or _not_streaming(sources),
             "restarts": transitions.restarts,
             "identifier": view.database.identifier if view else None,
             "end": _written(sources.watch.facts.flush if sources.watch.facts else None),
@@ -171,6 +172,14 @@ def _unheard(sources: Sources) -> tuple[str, str] | None:
         since = f"has not been reached for {sources.coordination.disconnected_for:.0f} s"
         return f"ZooKeeper {since}{went}", f"ZooKeeper at {sources.settings.zookeeper.servers}"
     return None
+
+
+def _not_streaming(sources: Sources) -> str | None:
+    """What a standby that should stream and does not has said last: its log alone knows why."""
+    upstream, view = sources.transitions.upstream, sources.view
+    if upstream is None or view is None or view.database.streaming or not sources.watch.healthy:
+        return None
+    return f"not streaming from {upstream.label}: {sources.transitions.last_words}"
 
 
 def _written(position: Lsn | None) -> str | None:

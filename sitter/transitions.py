@@ -32,6 +32,12 @@ RETRY_DELAY = 0.2
 RETRY_DELAY_MAX = 5.0
 """Seconds between two attempts at a transition that fails: the first, doubling up to the last."""
 
+REPAIR_DELAY_MAX = 30.0
+"""Seconds between two attempts, at most, at settings that something else keeps winning over."""
+
+OUTGROWN_INTERVAL = 1.0
+"""Seconds between two looks at whether a standby that lets nobody in needs greater settings."""
+
 RESTART_DELAY = 0.1
 """Seconds between PostgreSQL's death and its restart in place."""
 
@@ -75,6 +81,16 @@ class Transitions:
     def open(self) -> bool:
         """PostgreSQL runs as a primary that lets clients write."""
         return self._server.running and not self._server.standby and not self._server.replication.read_only
+
+    @property
+    def last_words(self) -> str:
+        """The newest lines of PostgreSQL's log."""
+        return self._server.last_words
+
+    @property
+    def wanted(self) -> Wanted:
+        """What it was told last to bring about, and keeps up."""
+        return self._wanted
 
     def want(self, wanted: Wanted) -> None:
         """Bring this about; a transition towards something else is given up."""
@@ -125,11 +141,13 @@ class Transitions:
             await asyncio.Event().wait()
         died = asyncio.create_task(self._server.exited.wait())
         hung = asyncio.create_task(self._watch.hung.wait())
+        kept = asyncio.create_task(self._keep_right())
         try:
             await asyncio.wait((died, hung), return_when=asyncio.FIRST_COMPLETED)
         finally:
-            died.cancel()
-            hung.cancel()
+            for each in (died, hung, kept):
+                each.cancel()
+            await asyncio.gather(kept, return_exceptions=True)
         self.failing_since = self.failing_since or time.monotonic()
         self.restarts += 1
         if not self._server.exited.is_set():
@@ -139,6 +157,27 @@ class Transitions:
             self._log.error("PostgreSQL died: restarting it", last_words=self._server.last_words)
         self._void_seal()
         self._on_change()
+
+    async def _keep_right(self) -> None:
+        """See to it that what PostgreSQL was told stays in force, and that no standby lags for want of a restart."""
+        shortest = delay = self._settings.postgres.health_interval
+        while True:
+            await asyncio.sleep(delay)
+            facts = self._watch.facts
+            if facts is None or (self._server.obeys(facts) and not facts.replay_paused):
+                self.problem, delay = None, shortest
+                continue
+            delay = min(2 * delay, REPAIR_DELAY_MAX)
+            try:
+                if not self._server.obeys(facts):
+                    await self._server.configure(self._server.replication)
+                if facts.replay_paused and (outgrown := await self._server.outgrown()):
+                    self._log.warning("restarting PostgreSQL: its replay is paused", reason=outgrown)
+                    await self._server.stop("immediate")
+            except (PostgresError, OSError) as error:
+                if str(error) != self.problem:
+                    self._log.error("PostgreSQL is not as it was told to be", error=str(error))
+                self.problem = str(error)
 
     def _failed(self, wanted: Wanted, error: Exception) -> None:
         problem = str(error)
@@ -168,7 +207,6 @@ class Transitions:
 
     async def _stop(self, *, clean: bool) -> None:
         self.doing = "stopping PostgreSQL"
-        self.failing_since = None
         if clean and self._server.running:
             self.handing_over = not self._server.standby
             await self._server.stop_cleanly()
@@ -213,6 +251,7 @@ class Transitions:
         name = application_name(wanted.sync) if wanted.sync else ALONE
         self.handing_over = False
         if not self._server.running:
+            self._void_seal()
             self.doing = "starting PostgreSQL"
             waits_for = NOBODY if wanted.sealed else name
             await self._server.start(Replication(waits_for, read_only=True), as_standby=self._server.is_standby_on_disk)
@@ -250,6 +289,7 @@ class Transitions:
         if self._server.running and not self._server.standby:
             await self._server.stop("immediate")
         if not self._server.running:
+            self._void_seal()
             self.doing = "starting PostgreSQL as a standby"
             await self._server.start(target, as_standby=True)
         elif not wanted.sealed and self._server.replication != target:
@@ -269,9 +309,15 @@ class Transitions:
 
     async def _online(self) -> None:
         """Wait until PostgreSQL lets us in. Recovery takes as long as it takes; its death ends the wait."""
+        looked = time.monotonic()
         while not await self._watch.answers():
             if self._server.exited.is_set():
                 raise PostgresError(f"PostgreSQL ended while it was starting: {self._server.last_words}")
+            if self._server.standby and time.monotonic() - looked > OUTGROWN_INTERVAL:
+                looked = time.monotonic()
+                if outgrown := await self._server.outgrown():
+                    await self._server.stop("immediate")
+                    raise PostgresError(f"its replay was paused before anyone was let in: {outgrown}")
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(0.02):
                     await self._server.exited.wait()

@@ -82,6 +82,9 @@ _PLACES = (
     *("data_directory", "hba_file", "ident_file", "wal_level", "allow_alter_system"),
 )
 
+PROMISED = frozenset({"fsync", "full_page_writes", "synchronous_commit"})
+"""What a reload can change for the worse that holds from one start to the next."""
+
 OWNED = frozenset({*_OWNED, *_ROLE, *_PLACES, *_AT_LEAST, *FLOORS})
 """Every setting that the sitter decides on: none of them may stand in postgresql.auto.conf."""
 
@@ -161,7 +164,9 @@ async def foundation(
     a primary. `version` is the programs' major version. Raises ToolFailed if the operator's file cannot be used.
     """
     names = ("wal_level", *{**FLOORS, **_AT_LEAST})
-    base = dict(zip(names, await _base_values(settings, names, timeout=timeout), strict=True))
+    given = settings.postgres.config_file
+    found = await _values(settings, given.absolute() if given else None, names, timeout=timeout)
+    base = dict(zip(names, found, strict=True))
     least: dict[str, int] = dict(_AT_LEAST)
     for name, value in (control.floors if control else {}).items():
         least[name] = max(least.get(name, 0), value)
@@ -239,7 +244,7 @@ async def read_back(
     """Which of the `expected` settings are not in force, or come from another file than the rendered one.
 
     `connection` must be new: an older one shows what it has read itself, a new one what the postmaster has. A setting
-    the server does not have is wrong too.
+    the server does not have is wrong too. What only our own role or database overrides is not seen, and not wrong.
     """
     cursor = await connection.execute(
         "select name, setting, source, sourcefile from pg_settings where name = any(%s)", [list(expected)]
@@ -250,16 +255,31 @@ async def read_back(
         if name.startswith("tcp_"):
             continue  # these show what the asking connection has: 0 on a Unix socket
         setting, source, origin = found.get(name, ("", "no such setting", None))
+        if source in ("database", "user", "database user"):
+            continue  # ALTER ROLE or ALTER DATABASE: what sessions like ours begin with, not what the server has
         if setting != wanted or origin not in (None, str(file(settings))):
             wrong.append(Wrong(name, wanted, setting, origin or source))
     return wrong
 
 
-async def _base_values(settings: Settings, names: tuple[str, ...], *, timeout: float | None) -> list[str]:
-    """What the operator's file, or PostgreSQL's defaults, say of these settings."""
-    base = settings.postgres.config_file
-    source = str(base.absolute()) if base else "/dev/null"
-    arguments = ("-D", str(settings.storage.data_dir), "-c", f"config_file={source}")
+async def smaller(settings: Settings, floors: Mapping[str, int], *, timeout: float | None = None) -> str | None:
+    """Which settings that this standby was started with are smaller than these of its primary, in words; or None.
+
+    Asks the programs, not the server: one that replay's pause keeps from becoming consistent lets nobody in. Raises
+    ToolFailed.
+    """
+    found = await _values(settings, file(settings), tuple(floors), timeout=timeout)
+    words = [
+        f"{name} is {value} here and was {least} on the primary"
+        for (name, least), value in zip(floors.items(), found, strict=True)
+        if int(value) < least
+    ]
+    return ", ".join(words) or None
+
+
+async def _values(settings: Settings, path: Path | None, names: tuple[str, ...], *, timeout: float | None) -> list[str]:
+    """What a configuration file, or else PostgreSQL's defaults, say of these settings."""
+    arguments = ("-D", str(settings.storage.data_dir), "-c", f"config_file={path or '/dev/null'}")
     return [(await run_tool(settings, "postgres", *arguments, "-C", name, timeout=timeout)).strip() for name in names]
 
 

@@ -46,7 +46,8 @@ class SealFailed(PostgresError):
 
 
 class RestartNeeded(SealFailed):
-    """Replay is paused because the primary's settings are greater than this standby's: restart it, then seal again."""
+    """Only a restart helps, then seal again: the primary's settings were greater than this standby's, so that replay is
+    paused; or the receiver does not end."""
 
 
 class PromoteFailed(PostgresError):

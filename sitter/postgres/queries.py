@@ -113,6 +113,12 @@ class Facts:
     """When the postmaster started."""
     receiver: Receiver | None
     downstreams: tuple[Downstream, ...]
+    upstream: str = ""
+    """`primary_conninfo`."""
+    synchronous_commit: str = "on"
+    """As new connections of ours find it."""
+    gate_overridden: bool = False
+    """ALTER ROLE or ALTER DATABASE sets `default_transaction_read_only` for us; what the server has is not seen."""
 
     def downstream(self, application_name: str) -> Downstream | None:
         """The walsender of the standby with this name; the furthest, if an old connection has not gone yet."""
@@ -131,6 +137,11 @@ select pg_is_in_recovery() as in_recovery,
     as control_timeline,
   current_setting('default_transaction_read_only')::bool as read_only,
   current_setting('synchronous_standby_names') as standby_names,
+  current_setting('primary_conninfo') as upstream,
+  current_setting('synchronous_commit') as synchronous_commit,
+  exists (select from pg_db_role_setting, unnest(setconfig) word
+    where setrole in (0, current_user::text::regrole) and word like 'default_transaction_read_only=%')
+    as gate_overridden,
   pg_postmaster_start_time() as started,
   (select json_build_object('pid', pid, 'status', status, 'sender_host', sender_host, 'sender_port', sender_port,
       'timeline', received_tli, 'conninfo', coalesce(conninfo, ''), 'latest_end', latest_end_lsn::text,
@@ -220,6 +231,9 @@ async def look(connection: Connection) -> Facts:
         replay_paused=row["replay_paused"],
         read_only=row["read_only"],
         standby_names=row["standby_names"],
+        upstream=row["upstream"],
+        synchronous_commit=row["synchronous_commit"],
+        gate_overridden=row["gate_overridden"],
         started=row["started"],
         receiver=Receiver(**{**receiver, "latest_end": _lsn(receiver["latest_end"])}) if receiver else None,
         downstreams=tuple(_downstream(item) for item in row["downstreams"] or ()),

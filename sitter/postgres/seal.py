@@ -32,7 +32,7 @@ from psycopg.pq import ExecStatus
 from manatee.cluster import Peer, application_name
 from manatee.config import Settings
 from manatee.lsn import Lsn
-from sitter.postgres import controldata, queries, wal_end
+from sitter.postgres import configuration, controldata, queries, wal_end
 from sitter.postgres.configuration import ALONE, NOBODY
 from sitter.postgres.errors import PostgresError, RestartNeeded, SealFailed
 from sitter.postgres.queries import Connection
@@ -171,7 +171,9 @@ async def _replay_all(settings: Settings, connection: Connection) -> Lsn:
         idle = time.monotonic() - progress
         if idle > settings.postgres.query_timeout:
             waits_for = now.waits_for or ("a WAL receiver to end" if now.receivers else "nothing that it says")
-            raise SealFailed("replay", f"stands still at {now.position}, waiting for {waits_for}")
+            # A receiver that does not end by itself, stopped or waiting for its disk, ends with the server.
+            failure = RestartNeeded if now.receivers else SealFailed
+            raise failure("replay", f"stands still at {now.position}, waiting for {waits_for}")
         if now.ran_out and await _nothing_left(settings, connection, now):
             return now.position
         for pid in now.receivers:
@@ -207,12 +209,8 @@ async def _nothing_left(settings: Settings, connection: Connection, seen: _Repla
 async def _resume(settings: Settings, connection: Connection) -> None:
     """Go on with replay, unless it is paused because this server's settings are smaller than the primary's were."""
     control = await controldata.read(settings)
-    cursor = await connection.execute(
-        "select name, setting::bigint from pg_settings where name = any(%s)", [list(control.floors)]
-    )
-    for name, value in await cursor.fetchall():
-        if value < control.floors[name]:
-            raise RestartNeeded("replay", f"{name} is {value} here and was {control.floors[name]} on the primary")
+    if smaller := await configuration.smaller(settings, control.floors):
+        raise RestartNeeded("replay", smaller)
     await connection.execute("select pg_wal_replay_resume()")
 
 

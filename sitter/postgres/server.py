@@ -19,6 +19,7 @@ from sitter.postgres import configuration, controldata, queries, versions
 from sitter.postgres.configuration import NOBODY, Replication
 from sitter.postgres.errors import PostgresError
 from sitter.postgres.process import Postmaster
+from sitter.postgres.queries import Facts
 
 LOOK = 0.005
 """Seconds between two looks at whether a reload has come through."""
@@ -34,6 +35,7 @@ class Server:
         self._log = log
         self._postmaster = Postmaster(settings, log)
         self._foundation: dict[str, str] = {}
+        self._floors: dict[str, int] = {}
         self.replication = STOPPED
         """What it was told last."""
         self.standby = False
@@ -60,6 +62,7 @@ class Server:
         """Start it; returns when it listens, which may be long before it lets anyone in. Raises PostgresError."""
         timeout = self._settings.postgres.start_timeout
         control = await controldata.read(self._settings, timeout=timeout) if as_standby else None
+        self._floors = control.floors if control else {}
         version = await versions.of_programs(self._settings, timeout=timeout)
         self._foundation = await configuration.foundation(self._settings, control, version=version, timeout=timeout)
         configuration.set_standby_signal(self._settings, as_standby)
@@ -91,9 +94,29 @@ class Server:
                 )
             await asyncio.sleep(LOOK)
 
+    def obeys(self, facts: Facts) -> bool:
+        """Whether what a look found is what it was told. ALTER SYSTEM, for one, wins over the sitter's file."""
+        found = {"synchronous_standby_names": facts.standby_names, "primary_conninfo": facts.upstream}
+        if not facts.gate_overridden:
+            found["default_transaction_read_only"] = "on" if facts.read_only else "off"
+        return facts.synchronous_commit == "on" and found.items() <= self.replication.values().items()
+
+    async def outgrown(self) -> str | None:
+        """Which settings of this standby are smaller than its primary's, so that replay waits for a restart.
+
+        None if none is. Raises PostgresError.
+        """
+        floors = (await controldata.read(self._settings, timeout=self._timeout)).floors
+        if floors == self._floors:
+            return None
+        smaller = await configuration.smaller(self._settings, floors, timeout=self._timeout)
+        self._floors = self._floors if smaller else floors
+        return smaller
+
     async def _wrong(self, replication: Replication) -> list[configuration.Wrong]:
         async with queries.connect(self._settings, timeout=self._timeout) as connection:
-            return await configuration.read_back(connection, self._settings, replication.values())
+            expected = {name: value for name, value in self._foundation.items() if name in configuration.PROMISED}
+            return await configuration.read_back(connection, self._settings, expected | replication.values())
 
     def _report_taken(self, taken: dict[str, str]) -> None:
         if taken:

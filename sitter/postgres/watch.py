@@ -81,6 +81,8 @@ class Watch:
             self.identifier = (await controldata.read(self._settings, timeout=timeout)).system_identifier
         elif not there and not self._server.running:
             self.identifier = None
+        elif not there and self.identifier is not None:
+            raise Hung("its data are no longer there")  # the postmaster itself would notice within a minute
         self.unidentified = None
 
     async def _look(self) -> None:

@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import structlog
@@ -113,3 +114,22 @@ async def test_a_database_that_was_taken_away_is_gone(settings: Settings) -> Non
     await watch.look()
     assert watch.unidentified is None
     assert not watch.initialized
+
+
+async def test_a_server_whose_data_were_taken_away_counts_as_hung(settings: Settings) -> None:
+    """It would let nobody in, and go on for up to a minute before it ends by itself."""
+
+    class Running:
+        running = False
+
+    _database(settings)
+    _controldata(settings, f"cat <<EOF\n{CONTROLDATA}EOF")
+    server: Any = Running()
+    watch = Watch(settings, server)
+    await _look_until(watch, True)
+    server.running = True
+    shutil.rmtree(settings.storage.data_dir)
+    await watch.look()
+    assert watch.hung.is_set()
+    assert watch.problem == "its data are no longer there"
+    assert watch.initialized, "until it has ended"
