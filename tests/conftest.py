@@ -26,6 +26,7 @@ TESTS = Path(__file__).parent
 ORDER = ("shard", "backup", "postgres", "admin", "demo", "coordination", "model")
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Which tests may run beside each other (pytest -n): those of one directory share addresses, so they may not.
 
