@@ -27,7 +27,7 @@ from sitter.postgres.server import Server
 from sitter.postgres.watch import Watch
 from sitter.report import Report, Sources, report
 from sitter.transitions import Transitions
-from sitter.view import Decision, Initialize, Primary, Restore, View
+from sitter.view import Decision, Initialize, Keep, Primary, Restore, View
 
 TURN = 1.0
 """Seconds between turns in which nothing happened: PostgreSQL is looked at this often."""
@@ -52,6 +52,7 @@ class Daemon:
         self._comparer = Comparer(settings, log, self.wake, self._server)
         self._observer = Observer(settings, self._coordination, self._watch, self._transitions, self._comparer)
         self._fenced = False
+        self._unidentified: str | None = None
         self._leaving = False
         self._resigned_at: float | None = None
         self._published: tuple[PeerStatus, float] | None = None
@@ -135,7 +136,12 @@ class Daemon:
 
     def _go_on_unheard(self) -> None:
         """PostgreSQL goes on as it was told last, but for a primary that is cut off from its sync, too."""
-        if self._view is None or self._decision is None or not isinstance(self._decision.database, Primary):
+        if self._watch.unidentified != self._unidentified:
+            self._unidentified = self._watch.unidentified
+            if self._unidentified:
+                self._log.warning("the database here is not identified", reason=self._unidentified)
+        wanted = self._transitions.wanted
+        if self._view is None or not isinstance(wanted, Primary):
             return
         fenced = cut_off(
             self._view,
@@ -146,7 +152,7 @@ class Daemon:
         if fenced != self._fenced:
             self._log.error("fencing: neither ZooKeeper nor the sync is there" if fenced else "no longer fenced")
         self._fenced = fenced
-        self._transitions.want(replace(self._decision.database, fenced=fenced))
+        self._transitions.want(replace(wanted, fenced=fenced))
 
     async def _wait(self) -> None:
         """Until something changes, or it is time to look again."""
@@ -177,7 +183,10 @@ class Daemon:
         self._transitions.system_identifier = view.cluster.system_identifier if view.cluster else None
         if isinstance(decision.database, Initialize | Restore):
             self._comparer.forget()
-        if not isinstance(decision.database, Restore) or self._admitted:
+        wanted = self._transitions.wanted
+        if isinstance(decision.database, Keep) and isinstance(wanted, Primary):
+            self._transitions.want(replace(wanted, fenced=False))
+        elif not isinstance(decision.database, Restore) or self._admitted:
             self._transitions.want(decision.database)
         self._comparer.want(decision.compare)
         try:
