@@ -27,7 +27,7 @@ from sitter.postgres.server import Server
 from sitter.postgres.watch import Watch
 from sitter.report import Report, Sources, report
 from sitter.transitions import Transitions
-from sitter.view import Decision, Initialize, Keep, Primary, Restore, View
+from sitter.view import Decision, Initialize, Primary, Restore, View
 
 TURN = 1.0
 """Seconds between turns in which nothing happened: PostgreSQL is looked at this often."""
@@ -183,10 +183,7 @@ class Daemon:
         self._transitions.system_identifier = view.cluster.system_identifier if view.cluster else None
         if isinstance(decision.database, Initialize | Restore):
             self._comparer.forget()
-        wanted = self._transitions.wanted
-        if isinstance(decision.database, Keep) and isinstance(wanted, Primary):
-            self._transitions.want(replace(wanted, fenced=False))
-        elif not isinstance(decision.database, Restore) or self._admitted:
+        if not isinstance(decision.database, Restore) or self._admitted:
             self._transitions.want(decision.database)
         self._comparer.want(decision.compare)
         try:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from manatee.cluster import Peer, application_name
 from manatee.config import Settings
@@ -94,7 +95,9 @@ class Transitions:
 
     def want(self, wanted: Wanted) -> None:
         """Bring this about; a transition towards something else is given up."""
-        if isinstance(wanted, Keep) or wanted == self._wanted:
+        if isinstance(wanted, Keep):  # of what the core decided, and fencing is not the core's
+            wanted = replace(self._wanted, fenced=False) if isinstance(self._wanted, Primary) else self._wanted
+        if wanted == self._wanted:
             return
         self._wanted = wanted
         self.problem = None
