@@ -312,7 +312,7 @@ class Transitions:
 
     async def _online(self) -> None:
         """Wait until PostgreSQL lets us in. Recovery takes as long as it takes; its death ends the wait."""
-        looked = time.monotonic()
+        begun = looked = time.monotonic()
         while not await self._watch.answers():
             if self._server.exited.is_set():
                 raise PostgresError(f"PostgreSQL ended while it was starting: {self._server.last_words}")
@@ -322,7 +322,8 @@ class Transitions:
                     await self._server.stop("immediate")
                     raise PostgresError(f"its replay was paused before anyone was let in: {outgrown}")
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(0.02):
+                # In a recovery of hours nobody waits for the moment.
+                async with asyncio.timeout(min(0.5, max(0.02, (time.monotonic() - begun) / 10))):
                     await self._server.exited.wait()
         self.failing_since = None
         self._on_change()
