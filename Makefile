@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo cluster test bench lint format lock clean prepare
+.PHONY: help demo cluster test model bench lint format lock clean prepare
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -16,7 +16,11 @@ cluster: prepare ## The same shard, left running in the foreground to play with
 test: prepare ## Every test, on every PostgreSQL found (ARGS="-k name" for some)
 	@.venv/bin/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(ARGS)
 
-bench: prepare ## Measure: the outage of a failover, what an idle sitter costs
+model: prepare ## The rules against every world, and every broken rule against the model; twenty minutes
+	@.venv/bin/python -m tests.model $(ARGS)
+
+bench: prepare ## Measure: a decision, the outage of a failover, what an idle sitter costs
+	@.venv/bin/python -m bench.decide
 	@.venv/bin/python -m bench.failover
 	@.venv/bin/python -m bench.footprint
 

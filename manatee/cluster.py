@@ -13,6 +13,7 @@ import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import cached_property
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError, model_validator
@@ -161,7 +162,7 @@ class ClusterState(Wire):
             raise ValueError(f"{min(twice)} is named more than once")
         return self
 
-    @property
+    @cached_property
     def assigned(self) -> tuple[Peer, ...]:
         """The replication chain, from the primary on down."""
         return (self.primary, *((self.sync,) if self.sync else ()), *self.asyncs)

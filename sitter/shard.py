@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 from manatee.cluster import ClusterState, Comparison, Peer, PeerStatus, Promote, Role
 from manatee.lsn import Lsn
@@ -21,16 +22,16 @@ class Shard:
     view: View
     state: ClusterState
 
-    @property
+    @cached_property
     def i_am_primary(self) -> bool:
         return self.state.primary.id == self.view.me.id
 
-    @property
+    @cached_property
     def follows(self) -> bool:
         """This peer is a link of the chain below the primary."""
         return self.state.role_of(self.view.me.id) in (Role.SYNC, Role.ASYNC)
 
-    @property
+    @cached_property
     def i_am_present(self) -> bool:
         return self.view.me.id in self.view.present
 
@@ -83,30 +84,30 @@ class Shard:
 
     # --- This peer ----------------------------------------------------------------------------------------------
 
-    @property
+    @cached_property
     def needed_proof(self) -> int:
         """What a standby must prove to count. Never less than 1: in generation 1, too, a restored peer proves first."""
         return max(1, self.state.generation - 1)
 
-    @property
+    @cached_property
     def i_serve(self) -> bool:
         return self.view.database.online and self.view.memory.proof >= self.needed_proof
 
-    @property
+    @cached_property
     def i_stream(self) -> bool:
         """From the upstream that the rules give; while a promote moves it to the primary, from either."""
         database = self.view.database
         given = {self.upstream.id, self.above[0].id}
         return database.streaming and database.upstream in given
 
-    @property
+    @cached_property
     def above(self) -> tuple[Peer, ...]:
         """The links of the chain above this peer, nearest first."""
         chain = self.state.assigned
         here = next(index for index, peer in enumerate(chain) if peer.id == self.view.me.id)
         return chain[:here][::-1]
 
-    @property
+    @cached_property
     def upstream(self) -> Peer:
         """The link above, or while that is absent or long unready the nearest that serves in its stead."""
         above, asked = self.above, self.promote
@@ -120,13 +121,13 @@ class Shard:
         stand_in = _first(above, self.ready) or _first(above, self.serving)
         return stand_in or above[0]
 
-    @property
+    @cached_property
     def stranded(self) -> bool:
         """Serving, and not streaming for long: a link above that was restored may lack the WAL that we need next."""
         me = self.view.present.get(self.view.me.id)
         return self.i_serve and me is not None and me.unready_for >= 3 * self.view.limits.sync_grace
 
-    @property
+    @cached_property
     def restore_sources(self) -> tuple[Peer, ...]:
         """The sync's data for an async, the primary's for the sync; then the other serving links, nearest first."""
         above = self.above
@@ -144,7 +145,7 @@ class Shard:
 
     # --- What operators ask for ---------------------------------------------------------------------------------
 
-    @property
+    @cached_property
     def promote(self) -> Promote | None:
         """The promote request, if it is valid: of this generation, in time, of a ready peer that holds the role."""
         asked, state = self.state.promote, self.state
@@ -162,7 +163,7 @@ class Shard:
         same = type(asked.generation) is int and asked.generation == self.state.generation
         return same and asked.expires() > self.view.now
 
-    @property
+    @cached_property
     def takeover_obstacle(self) -> str | None:
         """Why the sync could not take over from the primary now."""
         state = self.state
@@ -174,7 +175,7 @@ class Shard:
             return "no async is serving, to become the new sync"
         return None
 
-    @property
+    @cached_property
     def sync_contradicts(self) -> Comparison | None:
         """What the sync says of its data, if that is not that they are a prefix of the primary's."""
         said = self.said(self.state.sync) if self.state.sync else None
