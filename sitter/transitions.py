@@ -101,6 +101,8 @@ class Transitions:
             return
         self._wanted = wanted
         self.problem = None
+        if not getattr(wanted, "sealed", False):
+            self._unseal()  # before anything is undone: nobody may declare on a position that no longer holds
         self._news.set()
 
     async def run(self) -> None:
@@ -274,7 +276,6 @@ class Transitions:
         if self._server.replication.commits_wait_for != name:
             self.doing = "having commits wait for the sync"
             await self._server.configure(Replication(name, read_only=self._server.replication.read_only))
-        self._unseal()
         if wanted.fenced:
             self.doing = "shutting clients out"
             await self._server.shut_out_clients()
@@ -300,7 +301,6 @@ class Transitions:
             await self._server.configure(target)
         if not wanted.sealed:
             self.upstream = upstream
-            self._unseal()
         await self._online()
         if wanted.sealed and self.sealed is None:
             self.doing = "sealing: from now on nothing more is received"
@@ -331,6 +331,8 @@ class Transitions:
     # --- Seals --------------------------------------------------------------------------------------------------
 
     def _seal_at(self, position: Lsn) -> None:
+        if not getattr(self._wanted, "sealed", False):
+            return  # it came through in the moment in which it was no longer wanted
         self.sealed, self.sealed_since = position, time.monotonic()
         self._log.info("sealed", position=str(position))
 

@@ -1,0 +1,57 @@
+"""What the core is told of a seal must be true at every moment: it declares on the strength of it."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import pytest
+import structlog
+
+from manatee.lsn import Lsn
+from sitter.transitions import Transitions
+from sitter.view import Keep, Primary, Standby, Stopped, Wanted
+from tests.core.views import A, B
+
+
+class Settings:
+    identity = B
+
+
+def sealed(wanted: Wanted) -> Transitions:
+    """Transitions that have sealed what was wanted."""
+    unused = cast(Any, None)
+    transitions = Transitions(cast(Any, Settings()), unused, unused, structlog.get_logger(), lambda: None)
+    transitions.want(wanted)
+    transitions._seal_at(Lsn(100))
+    return transitions
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (Standby(A, sealed=True), Standby(A)),
+        (Standby(A, sealed=True), Stopped()),
+        (Standby(A, sealed=True), Primary(A)),
+        (Primary(A, sealed=True), Primary(A)),
+    ],
+    ids=["follow again", "stop", "promote", "go on as primary"],
+)
+def test_a_seal_is_void_from_the_moment_it_is_to_be_undone(before: Wanted, after: Wanted) -> None:
+    """The receiver may be back, and confirm commits above the position, long before the step that undoes it ends."""
+    transitions = sealed(before)
+    transitions.want(after)
+    assert transitions.sealed is None
+
+
+@pytest.mark.parametrize("after", [Standby(A, sealed=True), Standby(None, sealed=True), Keep()])
+def test_a_seal_that_is_still_wanted_stays(after: Wanted) -> None:
+    transitions = sealed(Standby(A, sealed=True))
+    transitions.want(after)
+    assert transitions.sealed == Lsn(100)
+
+
+def test_a_seal_that_comes_through_too_late_is_none() -> None:
+    transitions = sealed(Standby(A, sealed=True))
+    transitions.want(Standby(A))
+    transitions._seal_at(Lsn(100))
+    assert transitions.sealed is None
