@@ -190,7 +190,7 @@ def _as_standby(shard: Shard) -> Decision:
             return Decision("restoring: this peer has no database", Restore(sources))
         reason = "waiting: this peer has no database, and nobody can give it one"
         return Decision(reason, Restore(()), waiting_for="a serving peer to restore from")
-    compare, link = _comparison(shard, upstream), shard.link_to(upstream)
+    compare, link = None if shard.strays else _comparison(shard, upstream), shard.link_to(upstream)
     proven = view.memory.proof >= shard.needed_proof
     # Data without proof may be anybody's, and somebody may be set to follow us: they do not run uncompared.
     alone = Standby(None) if proven else Stopped()
@@ -356,8 +356,7 @@ def _blocked(shard: Shard, cause: Cause) -> Decision | None:
             return because(f"unsealing: no async has flushed {database.sealed} in time", "an attached async")
         return None
     if not _someone_holds(shard, cause, None):
-        reason = "waiting: no async is streaming from this peer, to become the sync"
-        return because(reason, "an attached async", SOON * 5)
+        return because("waiting: no async streams from this peer, to become the sync", "an attached async", SOON * 5)
     pause = view.limits.seal_timeout - database.unsealed_for
     if pause > 0:
         return because("waiting: the last seal was given up", "an attached async", pause)

@@ -101,6 +101,12 @@ class Shard:
         return database.streaming and database.upstream in given
 
     @cached_property
+    def strays(self) -> bool:
+        """It still takes WAL from outside of the chain, a former primary's: what is compared now does not stay."""
+        upstream = self.view.database.upstream
+        return upstream is not None and all(peer.id != upstream for peer in self.above)
+
+    @cached_property
     def above(self) -> tuple[Peer, ...]:
         """The links of the chain above this peer, nearest first."""
         chain = self.state.assigned

@@ -278,6 +278,16 @@ def test_nobody_is_followed_before_the_comparison(me: Any) -> None:
     assert decision.waiting_for
 
 
+def test_nothing_is_compared_while_wal_still_comes_from_a_former_primary() -> None:
+    """Promise 3: what it sends after the comparison would not have been compared."""
+    moved = state(generation=4, primary=B, sync=C, **{"async": [D]}, deposed=[A])
+    who = tuple(says(one, generation=4, proof=4) for one in (B, C, D))
+    still = decide(view(C, state=moved, active=who, upstream=A.id))
+    assert (still.database, still.compare) == (Standby(None), None)
+    ended = decide(view(C, state=moved, active=who, upstream=None, streaming=False))
+    assert ended.compare is not None
+
+
 @pytest.mark.parametrize("upstream", [None, B.id], ids=["stopped", "set to follow before its data went"])
 def test_data_without_proof_do_not_run_before_the_comparison(upstream: Any) -> None:
     """Promise 3: somebody downstream may still be set to follow us, and would take what a wrong restore brought."""
@@ -339,7 +349,7 @@ def test_a_takeover_seals_first_then_declares() -> None:
         ({"active": GONE[1:]}, "active list"),
         ({"active": GONE[:1]}, "no async is present"),
         ({"online": False}, "not online"),
-        ({"attached": {}}, "no async is streaming"),
+        ({"attached": {}}, "no async streams"),
         ({"unsealed_for": 1.0}, "given up"),
         ({"write_open": True}, "landed"),
         ({"sealed": Lsn(99)}, "before this generation's beginning"),

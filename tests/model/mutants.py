@@ -117,6 +117,12 @@ RESTORED_BEHIND_A_LAGGARD = (
 )
 """D goes by an old reading in which C has proof, but C has lost its data and has what D has: less than it proves."""
 
+LATE_TAKEOVER = (
+    *("expire A", "seal B", "lose-write B", "catch-up A", "join A", "mute A", "compare C late", "follow C late"),
+    *("land-late B",),
+)
+"""A declaration lands when its new sync has begun to follow the old primary in the declarer's stead."""
+
 REBUILT = ("commit A", "flow B", "acknowledge A", "wipe B", "start B", "join B", "restore-from-C B")
 """The sync has lost an acknowledged commit, and lives on the data of an async that never had it."""
 
@@ -243,6 +249,12 @@ MUTANTS = [
         "followed without a comparison",
         "    if link or (proven and database.upstream == upstream.id):\n",
         "    if True:\n",
+    ),
+    Mutant(
+        "compared while WAL still comes from a former primary",
+        "None if shard.strays else _comparison(shard, upstream)",
+        "_comparison(shard, upstream)",
+        shard(3, *LATE_TAKEOVER, commit=1),
     ),
     Mutant("data without proof run uncompared", "proven = view.memory.proof >= shard.needed_proof", "proven = True"),
     Mutant(

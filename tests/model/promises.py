@@ -92,6 +92,18 @@ def check(world: World) -> None:
             begin = world.begins[proof - 1]
             if one.wal[: len(begin)] != begin:
                 raise Violation(f"promise 3: {NAMES[me]} has proof of generation {proof}, but lacks its beginning")
+    _check_proof_of_the_present(world)
+
+
+def _check_proof_of_the_present(world: World) -> None:
+    """Who has proof of the present generation has a prefix of its primary's data, if that has kept them."""
+    state = world.state
+    if state is None or world.peers[state.primary].memory.proof < state.generation:
+        return
+    theirs = world.peers[state.primary].wal
+    for me, one in enumerate(world.peers):
+        if theirs and one.wal and one.memory.proof >= state.generation and one.wal != theirs[: len(one.wal)]:
+            raise Violation(f"promise 3: {NAMES[me]} has proof of the present generation, but has diverged from it")
 
 
 def can_acknowledge(world: World, me: int) -> bool:

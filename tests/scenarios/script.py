@@ -91,9 +91,8 @@ def _changed(world: World, words: list[str]) -> World:
         return land(world, None, state._replace(promote=(me, words[2], index, int(words[-1]))))
     assert one.wal is not None
     disks = {"empty": None, "older": one.wal[:-1], "ahead": (*one.wal, 199), "diverged": (*one.wal[:-1], 199)}
-    fresh = one.memory if words[2] != "empty" else type(one.memory)()
-    # A restore does not bring a memory with it; only WAL that nobody else has may have come to one's own data.
-    memory = fresh._replace(proof=0) if words[2] in ("older", "diverged") else fresh
+    # Whatever changed the data did not bring a memory with it.
+    memory = type(one.memory)() if words[2] == "empty" else one.memory._replace(proof=0)
     return with_peer(world, me, wal=disks[words[2]], memory=memory)
 
 
