@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import structlog
 
+from demo.postgresql import unprivileged_user
 from manatee.config import Settings
 from sitter.postgres.server import Server
 from sitter.postgres.watch import Watch
@@ -45,7 +46,7 @@ def settings() -> Iterator[Settings]:
                 "shard": {"name": "test"},
                 "peer": {"ip": "127.22.1.2", "zone_id": "0"},
                 "zookeeper": {"servers": "127.22.1.1:2181"},
-                "postgres": {"bin_dir": directory / "bin", "user": "postgres", "socket_dir": directory},
+                "postgres": {"bin_dir": directory / "bin", "user": unprivileged_user(), "socket_dir": directory},
                 "storage": {"directory": directory / "store"},
                 "backup": {"token_file": directory / "token"},
                 "sitter": {"state_dir": directory},
