@@ -128,12 +128,10 @@ class Observer:
         link = self._comparer.link
         if link is None or link is self._confirmed:
             return link
-        for one in active:
-            if one.peer.id == link.upstream:
-                if not one.promises_status or (one.status and one.status.proof >= link.proof):
-                    self._confirmed = link
-                    return link
-        return None
+        upstream = next((one for one in active if one.peer.id == link.upstream), None)
+        if upstream and (not upstream.promises_status or (upstream.status and upstream.status.proof >= link.proof)):
+            self._confirmed = link
+        return self._confirmed if self._confirmed is link else None
 
     def _streaming(self, facts: Facts | None, upstream: Peer | None) -> bool:
         """It streams from its upstream, or did from this or another until a moment ago."""

@@ -26,7 +26,9 @@ from tests.shard.conftest import (
 
 @pytest.mark.slow
 async def test_a_dead_postmaster_is_restarted_in_place() -> None:
-    async with shard_of(3) as shard, writing(shard) as writer:
+    """With time enough for it: recovery syncs every file first, which can take long on a busy disk."""
+    patient = {"postgres": {"crash_restart_timeout": 60}}
+    async with shard_of(3, overrides=patient) as shard, writing(shard) as writer:
         before = await complete(shard)
         os.kill(_postmaster(primary_of(shard, before)), signal.SIGKILL)
         await acknowledges(writer)

@@ -169,7 +169,10 @@ def test_roles_are_what_the_state_says() -> None:
     assert {alone.role_of(peer(number)["id"]) for number in (51, 112, 120)} == {Role.UNASSIGNED}
 
 
-@pytest.mark.parametrize(("freeze", "frozen"), [(None, False), (False, False), (True, True), (STATE["freeze"], True), ({"note": "no date"}, True)])
+@pytest.mark.parametrize(
+    ("freeze", "frozen"),
+    [(None, False), (False, False), (True, True), (STATE["freeze"], True), ({"note": "no date"}, True)],
+)
 def test_every_way_to_write_a_freeze_is_understood(freeze: object, frozen: bool) -> None:
     read = ClusterState.of(state(freeze=freeze))
     assert read.frozen is frozen
