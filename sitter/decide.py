@@ -206,9 +206,10 @@ def _as_standby(shard: Shard) -> Decision:
         return Decision(reason, alone, compare=compare, waiting_for=f"{upstream.label} to catch up")
     if link or (proven and database.upstream == upstream.id):
         return Decision(f"following {upstream.label}", Standby(upstream), compare=compare)
-    followed = next((peer for peer in shard.above if peer.id == database.upstream), None)
+    comparable = shard.serving(upstream)
+    followed = None if comparable and shard.strays else shard.followed
     reason = f"waiting: it is not known yet whether the data here are a prefix of {upstream.label}'s"
-    waiting_for = f"the comparison with {upstream.label}" if compare else f"{upstream.label} to serve"
+    waiting_for = f"the comparison with {upstream.label}" if comparable else f"{upstream.label} to serve"
     return Decision(reason, Standby(followed) if proven else Stopped(), compare=compare, waiting_for=waiting_for)
 
 

@@ -101,10 +101,18 @@ class Shard:
         return database.streaming and database.upstream in given
 
     @cached_property
+    def followed(self) -> Peer | None:
+        """The link above that PostgreSQL is set to follow."""
+        return next((peer for peer in self.above if peer.id == self.view.database.upstream), None)
+
+    @cached_property
     def strays(self) -> bool:
-        """It still takes WAL from outside of the chain, a former primary's: what is compared now does not stay."""
-        upstream = self.view.database.upstream
-        return upstream is not None and all(peer.id != upstream for peer in self.above)
+        """It takes WAL from somebody else than its upstream, who may not be on this generation's history.
+
+        What is compared meanwhile may not stay so. With proof of this generation, whom we follow has it, too.
+        """
+        elsewhere = self.view.database.upstream not in (None, self.upstream.id)
+        return elsewhere and self.view.memory.proof < self.state.generation
 
     @cached_property
     def above(self) -> tuple[Peer, ...]:

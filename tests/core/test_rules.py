@@ -278,14 +278,23 @@ def test_nobody_is_followed_before_the_comparison(me: Any) -> None:
     assert decision.waiting_for
 
 
-def test_nothing_is_compared_while_wal_still_comes_from_a_former_primary() -> None:
-    """Promise 3: what it sends after the comparison would not have been compared."""
+def test_nothing_is_compared_while_wal_still_comes_from_elsewhere() -> None:
+    """Promise 3: what a former primary sends after the comparison, or who followed it, would not have been compared."""
     moved = state(generation=4, primary=B, sync=C, **{"async": [D]}, deposed=[A])
     who = tuple(says(one, generation=4, proof=4) for one in (B, C, D))
     still = decide(view(C, state=moved, active=who, upstream=A.id))
     assert (still.database, still.compare) == (Standby(None), None)
     ended = decide(view(C, state=moved, active=who, upstream=None, streaming=False))
     assert ended.compare is not None
+    unproven = decide(view(D, active=active(A, B, D), proof=2, link=None))
+    assert (unproven.database, unproven.compare) == (Standby(None), None)
+    proven = decide(view(D, active=active(A, B, says(C, ready=False, unready_for=10), D), link=None))
+    assert proven.database == Standby(C)
+    assert proven.compare is not None
+    not_yet = decide(
+        view(D, active=active(A, B, says(C, serving=False, ready=False), D), proof=2, link=None, upstream=B.id)
+    )
+    assert (not_yet.database, not_yet.compare) == (Standby(B), None)
 
 
 @pytest.mark.parametrize("upstream", [None, B.id], ids=["stopped", "set to follow before its data went"])

@@ -251,7 +251,7 @@ MUTANTS = [
         "    if True:\n",
     ),
     Mutant(
-        "compared while WAL still comes from a former primary",
+        "compared while WAL still comes from elsewhere",
         "None if shard.strays else _comparison(shard, upstream)",
         "_comparison(shard, upstream)",
         shard(3, *LATE_TAKEOVER, commit=1),

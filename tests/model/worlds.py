@@ -14,6 +14,7 @@ INVARIANTS = (
     "promise 2: at no moment can two peers acknowledge; none does under an old generation, but what the seal covers",
     "promise 3: no WAL flows from an upstream that the standby has diverged from",
     "promise 3: whoever has proof of a generation holds all that it began with",
+    "promise 3: whoever has proof of the present generation has a prefix of its primary's data",
     "promise 4: initdb before `cluster` is completed, beside no data; no set-up beside data; no primary without data",
     "promise 5: no new generation of a frozen shard; roles, beginning, freeze and mode change by a generation alone",
     "promise 6: who knows of a newer generation, or sees one who does, starts and writes nothing",
