@@ -14,8 +14,8 @@ from manatee.config import load
 from manatee.coordination import Unreachable
 from manatee.lsn import Lsn
 from sitter.daemon import Daemon
-from sitter.view import Decision, Memory, Seal, Standby, View, Write
-from tests.core.views import B, state, view
+from sitter.view import Decision, Memory, Restore, Seal, Standby, View, Write
+from tests.core.views import A, B, state, view
 
 SEALED = Memory(identifier="1", generation=4, proof=4, seal=Seal(4, Lsn(100)))
 
@@ -103,3 +103,25 @@ async def test_what_zookeeper_refuses_does_not_end_the_daemon(daemon: Daemon) ->
     seen = view(B)
     await carried_out_by(daemon, recorder)._carry_out(seen, declaring(seen))
     assert "write" not in recorder.done, "what comes after is left for the next turn"
+
+
+async def test_a_restore_begins_when_the_others_know_that_our_data_prove_nothing(daemon: Daemon) -> None:
+    """Whoever compares with us must not take what we said of the old data for the new."""
+    recorder = Recorder()
+    seen = view(B, initialized=False, identifier=None)
+    restoring = Decision("restoring", Restore((A,)), memory=Memory(generation=4))
+    carried_out_by(daemon, recorder)
+    await daemon._carry_out(seen, restoring)
+    assert "publish" in recorder.done
+    assert "database" not in recorder.done
+    await daemon._carry_out(seen, restoring)
+    assert "database" in recorder.done
+
+
+async def test_no_restore_begins_when_the_others_cannot_be_told(daemon: Daemon) -> None:
+    recorder = Recorder(broken="publish")
+    seen = view(B, initialized=False, identifier=None)
+    restoring = Decision("restoring", Restore((A,)), memory=Memory(generation=4))
+    for _ in range(2):
+        await carried_out_by(daemon, recorder)._carry_out(seen, restoring)
+    assert "database" not in recorder.done

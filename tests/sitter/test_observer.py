@@ -1,0 +1,57 @@
+"""Promise 3: a comparison is worth what the upstream said before it, if it says the same after it."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from manatee.cluster import Comparison, PeerStatus
+from manatee.coordination import Active
+from manatee.lsn import Lsn
+from sitter.observer import Observer
+from sitter.view import Link
+from tests.core.views import A, B
+
+LINK = Link(A.id, 4, 4, Comparison.PREFIX, Lsn(100))
+
+
+class Comparer:
+    link = LINK
+
+
+GIVEN = SimpleNamespace(sync_grace=10.0, seal_timeout=5.0, crash_restart_timeout=5.0, handover_timeout=5.0)
+SETTINGS = SimpleNamespace(identity=B, postgres=GIVEN)
+
+
+def observer() -> Observer:
+    unused = cast(Any, None)
+    return Observer(cast(Any, SETTINGS), unused, unused, unused, cast(Any, Comparer))
+
+
+def upstream(proof: int | None, *, promises: bool = True) -> list[Active]:
+    status = None if proof is None else PeerStatus(initialized=True, generation=4, proof=proof)
+    return [Active("node", A, promises, status)]
+
+
+@pytest.mark.parametrize(
+    ("active", "counts"),
+    [
+        (upstream(4), True),
+        (upstream(5), True),
+        (upstream(None, promises=False), True),
+        (upstream(0), False),
+        (upstream(None), False),
+        ([], False),
+    ],
+    ids=["the same", "more", "Manatee 2 says nothing", "it lost its data", "it has not said anything", "it is absent"],
+)
+def test_a_comparison_counts_if_the_upstream_still_has_the_proof(active: list[Active], counts: bool) -> None:
+    assert observer()._confirmed_link(active) == (LINK if counts else None)
+
+
+def test_what_counted_once_stays() -> None:
+    watching = observer()
+    assert watching._confirmed_link(upstream(4)) == LINK
+    assert watching._confirmed_link([]) == LINK
