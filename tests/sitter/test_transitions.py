@@ -55,3 +55,22 @@ def test_a_seal_that_comes_through_too_late_is_none() -> None:
     transitions.want(Standby(A))
     transitions._seal_at(Lsn(100))
     assert transitions.sealed is None
+
+
+class Idle:
+    """A server that has died."""
+
+    running = False
+    standby = False
+
+    async def stop(self, mode: str) -> None:
+        """Nothing is left to stop."""
+
+
+async def test_stopping_what_is_dead_does_not_make_it_well() -> None:
+    """A primary that cannot start makes way: while it does, the core must go on seeing why."""
+    unused = cast(Any, None)
+    transitions = Transitions(cast(Any, Settings()), cast(Any, Idle()), unused, structlog.get_logger(), lambda: None)
+    transitions.failing_since = 1.0
+    await transitions._stop(clean=False)
+    assert transitions.failing_since == 1.0
