@@ -94,6 +94,17 @@ class Postgres(_Section):
     """How long a sealed peer waits for a candidate to have flushed everything."""
     sync_grace: Seconds = 10.0
     """How long a link of the chain may be unready before its neighbours pass it by."""
+    rejoin: Literal["never", "safe", "rewind", "rebuild"] = "safe"
+    """What a deposed or returning peer may do by itself: nothing; rejoin when its WAL is proven a prefix; also rewind
+    data that have diverged (pg_rewind); also restore them anew."""
+    manage_hba: bool = True
+    """Whether the templates are copied into the data directory; if not, pg_hba.conf and pg_ident.conf are left alone."""
+    replication_user: str | None = None
+    """The role that standbys connect as, with a password (SCRAM); the superuser without one unless set."""
+    replication_password_file: Path | None = None
+    """Holds that role's password; required with `replication_user`, and the same on every peer."""
+    max_slot_wal_keep_size: Annotated[int, Field(ge=1)] | None = None
+    """Megabytes of WAL that a physical replication slot may keep for a downstream; no slots are used unless set."""
 
 
 class Storage(_Section):
@@ -102,6 +113,10 @@ class Storage(_Section):
     """Holds `data/`, PostgreSQL's data directory; with ZFS the mountpoint of the dataset."""
     dataset: str | None = None
     """The ZFS dataset; required by the zfs driver."""
+    zfs_interface: Literal["auto", "libzfs_core", "zfs"] = "auto"
+    """How the zfs driver reaches ZFS: the library where it imports, else the command; or one of them, forced."""
+    keep_isolated: Annotated[int, Field(ge=0)] = 0
+    """How many of the data that restores have replaced are kept, once PostgreSQL runs on the new ones."""
 
     @model_validator(mode="after")
     def _complete(self) -> Storage:
@@ -118,6 +133,8 @@ class Backup(_Section):
     token_file: Path
     """Holds the bearer token that the shard's peers show to each other's backup servers."""
     max_streams: Annotated[int, Field(ge=1)] = 2
+    bandwidth_limit: Annotated[int, Field(ge=1)] | None = None
+    """Bytes per second that this peer's backup server sends, all its streams together; unlimited unless set."""
     idle_timeout: Seconds = 30.0
     """A transfer that moves no byte for this long is given up, on both ends."""
     retry_delay: Seconds = 1.0
@@ -155,6 +172,15 @@ class Log(_Section):
     """`auto` is readable text on a terminal and JSON elsewhere."""
 
 
+class Tls(_Section):
+    """Encryption between the peers: their replication connections and their backup servers. All peers or none."""
+
+    ca_file: Path
+    """Certificates of the authority that signed every peer's."""
+    cert_file: Path
+    key_file: Path
+
+
 class Settings(_Section):
     shard: Shard
     peer: PeerSettings
@@ -166,6 +192,8 @@ class Settings(_Section):
     sitter: Sitter
     service: Service = Service()
     log: Log = Log()
+    tls: Tls | None = None
+    """Plain connections unless set."""
 
     @property
     def status_port(self) -> int:
@@ -181,7 +209,7 @@ class Settings(_Section):
             ip=here.ip,
             zone_id=here.zone_id,
             pg_url=f"tcp://postgres@{host}:{here.postgres_port}/postgres",
-            backup_url=f"http://{host}:{here.backup_port}",
+            backup_url=f"{'https' if self.tls else 'http'}://{host}:{here.backup_port}",
         )
 
 

@@ -31,6 +31,8 @@ async def test_peers_are_promoted_up_the_chain_and_the_old_primary_rebuilt() -> 
             top = await manatee_adm("promote", "-y", "-n", last.label, "-r", "sync", *options)
             assert f"{last.label} is now the primary." in top.out, top
 
+            # A peer that serves is needed to restore from: the new primary has to be through with its takeover.
+            await shard.wait_for(lambda seen: seen.complete(3), timeout=60)
             refused = await manatee_adm("rebuild", "-y", "-c", last.settings_file)
             assert "this peer is the primary" in refused.err
             rebuilt = await manatee_adm("rebuild", "-y", "-c", first.settings_file)
