@@ -98,7 +98,7 @@ class Postgres(_Section):
     """What a deposed or returning peer may do by itself: nothing; rejoin when its WAL is proven a prefix; also rewind
     data that have diverged (pg_rewind); also restore them anew."""
     manage_hba: bool = True
-    """Whether the templates are copied into the data directory; if not, pg_hba.conf and pg_ident.conf are left alone."""
+    """Whether the templates are copied into the data directory; if not, its own files stay as they are."""
     replication_user: str | None = None
     """The role that standbys connect as, with a password (SCRAM); the superuser without one unless set."""
     replication_password_file: Path | None = None
