@@ -25,9 +25,13 @@ COMMANDS = {
     "freeze": ("admin.maintenance", "Freeze the shard: no takeover until it is unfrozen."),
     "unfreeze": ("admin.maintenance", "Unfreeze the shard."),
     "promote": ("admin.maintenance", "Move a peer one place up in the chain."),
+    "clear-promote": ("admin.maintenance", "Withdraw a request to promote that nobody acted on."),
+    "reap": ("admin.maintenance", "Take a peer that is gone for good off the deposed list."),
     "rebuild": ("admin.rebuild", "Set the local peer's data aside and restore them from another peer."),
     "zk-state": ("admin.raw", "Print the cluster state as it stands in ZooKeeper."),
     "zk-active": ("admin.raw", "Print the peers that are connected to ZooKeeper."),
+    "set-onwm": ("admin.superseded", "Explain how one-node-write mode is entered and left."),
+    "state-backfill": ("admin.superseded", "Explain what to do where there is no cluster state."),
     "version": ("admin.main", "Print the version."),
 }
 

@@ -1,4 +1,4 @@
-"""`freeze`, `unfreeze`, `promote`: what an operator asks of a shard."""
+"""`freeze`, `unfreeze`, `promote`, `clear-promote`, `reap`: what an operator asks of a shard."""
 
 from __future__ import annotations
 
@@ -49,6 +49,43 @@ def unfreeze(target: Target) -> None:
     click.echo("Unfrozen.")
 
 
+@command("reap")
+@click.option("-n", "--zonename", "name", metavar="NAME", help="The peer: zone name, label or id.")
+@click.option("-i", "--ip", metavar="IP", help="The peer, by its address.")
+def reap(target: Target, name: str | None, ip: str | None) -> None:
+    """Take a deposed peer that is gone for good off the deposed list; the local one (-c) if none is named.
+
+    Only for a peer that will never be back: one that is to come back needs `manatee-adm rebuild` there. Its data,
+    wherever they are, stay as they are.
+    """
+    if name and ip:
+        raise click.UsageError("--zonename and --ip name the same thing: give one of them")
+    wanted = name or ip or (target.settings.identity.id if target.settings else None)
+    if wanted is None:
+        raise click.UsageError("option is required: --zonename or --ip (or --config, for the local peer)")
+
+    async def work() -> ClusterState:
+        async with opened(target) as shard:
+            before = state_of(target, await shard.read())
+            await amend(target, shard, lambda state, view: requests.reap(state, view.active, wanted))
+            return before
+
+    peer = requests.find_peer(run(work()), wanted)
+    click.echo(f"Reaped: {peer.label} ({peer.ip}) is no longer deposed in {target.name}.")
+
+
+@command("clear-promote")
+def clear_promote(target: Target) -> None:
+    """Withdraw the request to promote a peer that nobody has acted on. It has no effect once it has expired."""
+
+    async def work() -> None:
+        async with opened(target) as shard:
+            await amend(target, shard, lambda state, _: requests.clear_promote(state))
+
+    run(work())
+    click.echo("Cleared the request to promote.")
+
+
 @command("promote")
 @click.option("-n", "--zonename", "name", required=True, metavar="NAME", help="The peer: zone name, label or id.")
 @click.option("-r", "--role", required=True, type=click.Choice(["sync", "async"]), help="The role it has now.")
@@ -59,7 +96,8 @@ def promote(target: Target, name: str, role: str, async_index: int | None, yes: 
     primary.
 
     The role it has now must be given, and for an async among several its index: the shard may have moved on since you
-    looked. Promoting the sync deposes the primary. The command waits for the outcome.
+    looked. Promoting the sync makes the primary step down: it comes back as the last async by itself, if nothing
+    diverged. The command waits for the outcome.
     """
     try:
         run(_promote(target, name, role, async_index, yes))
@@ -95,7 +133,7 @@ def _confirm(state: ClusterState, seen: Observations, name: str, role: str) -> N
     for problem in problems(state, seen):
         click.echo(problem)
     consequence = {
-        "sync": f"The primary {state.primary.label} will be deposed, and needs a rebuild afterwards.",
+        "sync": f"The primary {state.primary.label} hands over and comes back as the last async, if it can.",
         "async": "Writes wait for a moment if it becomes the sync.",
     }
     click.echo(f"This moves {name} ({role}) one place up. {consequence[role]}")

@@ -1,4 +1,4 @@
-"""What an operator may ask of a shard, and the state that says so: freeze, unfreeze, promote, off the deposed list.
+"""What an operator may ask of a shard, and the state that says so: freeze, unfreeze, promote or not after all, reap.
 
 Pure: a state in, the new state out, or `Refused` with the reason in one sentence. Each starts from the whole state that
 was read, so that whatever else it holds is kept. Nothing here declares a generation.
@@ -44,10 +44,38 @@ def undeposed(state: ClusterState, peer_id: str) -> ClusterState | None:
     return state.replace(deposed=[peer for peer in state.deposed if peer.id != peer_id])
 
 
+def reap(state: ClusterState, active: Sequence[Active], name: str) -> ClusterState:
+    """The state without a deposed peer that is gone for good, called by zone name, label, id or address.
+
+    Refused while the peer is connected: it is not gone, and comes off the list by `rebuild`, or by itself. Any other
+    peer than a deposed one leaves the state by itself when it is absent.
+    """
+    peer = find_peer(state, name)
+    if state.role_of(peer.id) is not Role.DEPOSED:
+        held = _the(state.role_of(peer.id), _index(state, peer))
+        raise Refused(f"{peer.label} is {held}, not deposed: who is not deposed leaves by itself when it is gone")
+    if any(each.peer.id == peer.id for each in active):
+        raise Refused(
+            f"{peer.label} is connected to ZooKeeper, so it is not gone: `manatee-adm rebuild` there brings it back; "
+            "to be rid of it stop its services first"
+        )
+    without = undeposed(state, peer.id)
+    assert without is not None
+    return without
+
+
+def clear_promote(state: ClusterState) -> ClusterState:
+    """The state without the request to promote, be it valid, expired or illegible."""
+    if state.promote is None:
+        raise Refused("no promotion is asked for")
+    return state.replace(without=("promote",))
+
+
 def find_peer(state: ClusterState, name: str) -> Peer:
-    """The peer that a zone's name, a label or an id stands for; raises Refused."""
+    """The peer that a zone's name, a label, an id or an address stands for; raises Refused."""
     known = [*state.assigned, *state.deposed]
-    found = [peer for peer in known if name in (peer.zone_id, peer.id)] or [p for p in known if p.label == name]
+    found = [peer for peer in known if name in (peer.zone_id, peer.id)]
+    found = found or [peer for peer in known if name in (peer.label, peer.ip)]
     if not found:
         raise Refused(f'no peer is called "{name}": there are {", ".join(peer.label for peer in known)}')
     if len(found) > 1:

@@ -345,6 +345,48 @@ async def test_a_promotion_that_is_not_confirmed_asks_for_nothing(shard: Coordin
     assert (await shard.state()).promote is None
 
 
+async def test_a_deposed_peer_that_is_gone_is_reaped(shard: Coordinated) -> None:
+    await shard.write(state_of_chain(deposed=[PEERS[2].document()], freeze=True, **{"async": []}))
+    await shard.coordination.join(PEERS[2])
+    refused = await manatee_adm("reap", "-n", "cccccccc", *shard.options)
+    assert refused.err.startswith("manatee-adm: cccccccc is connected to ZooKeeper, so it is not gone")
+    await shard.coordination.resign()
+    run = await manatee_adm("reap", "-i", PEERS[2].ip, *shard.options)
+    assert (run.out, run.status) == (f"Reaped: cccccccc (127.14.0.4) is no longer deposed in {shard.name}.\n", 0)
+    state = await shard.state()
+    assert (state.deposed, state.frozen, state.generation) == ((), True, 1)
+    last = (await shard.coordination.history())[-1]
+    assert (last.name[:2], last.state) == ("0-", state)
+    again = await manatee_adm("reap", "-n", "cccccccc", *shard.options)
+    assert (again.out, again.status) == ("", 1)
+    unnamed = await manatee_adm("reap", *shard.options)
+    assert "option is required: --zonename or --ip" in unnamed.err
+
+
+async def test_a_request_to_promote_is_withdrawn(shard: Coordinated) -> None:
+    await shard.write(state_of_chain(promote={"id": PEERS[1].id, "role": "sync"}))
+    run = await manatee_adm("clear-promote", *shard.options)
+    assert (run.out, run.status) == ("Cleared the request to promote.\n", 0)
+    assert (await shard.state()) == state_of_chain()
+    assert (await manatee_adm("clear-promote", *shard.options)).err == "manatee-adm: no promotion is asked for\n"
+
+
+async def test_what_manatee_2_changed_in_place_is_explained_and_not_changed(shard: Coordinated) -> None:
+    await shard.write(state_of_chain())
+    on, off = [await manatee_adm("set-onwm", "-y", "-m", mode, *shard.options) for mode in ("on", "off")]
+    assert on.status == 1
+    assert on.err.startswith("manatee-adm: one-node-write mode cannot be switched on in a shard that has peers")
+    assert (off.out, off.status) == ("The shard is in normal mode already.\n", 0)
+    await shard.write(state_of_chain(sync=None, oneNodeWriteMode=True, **{"async": []}))
+    leave = await manatee_adm("set-onwm", "-y", "-m", "off", *shard.options)
+    assert leave.status == 1
+    assert "settings file of aaaaaaaa (127.14.0.2) and restart its sitter" in leave.err
+    backfill = await manatee_adm("state-backfill", *shard.options)
+    assert backfill.err == "manatee-adm: the shard has a cluster state: there is nothing to fill in\n"
+    assert (await shard.state()).one_node_write_mode
+    assert len(await shard.coordination.history()) == 2
+
+
 async def test_version_loads_neither_driver() -> None:
     import subprocess
     import sys

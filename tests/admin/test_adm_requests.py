@@ -13,7 +13,7 @@ from admin import requests
 from admin.requests import Refused, outcome
 from manatee.cluster import ClusterState
 from manatee.coordination import Active
-from tests.admin.shapes import NOW, A, B, C, D, active, peer, singleton, state
+from tests.admin.shapes import NOW, A, B, C, D, E, active, peer, singleton, state
 
 EVERYONE = (active(A), active(B), active(C), active(D))
 CHAIN = state(**{"async": [C, D]})
@@ -53,6 +53,41 @@ def test_off_the_deposed_list_keeps_generation_freeze_and_promote() -> None:
     assert after is not None
     assert after.document() == {**before.document(), "deposed": [before.deposed[1].document()]}
     assert requests.undeposed(after, D.id) is None
+
+
+def test_reaping_takes_a_deposed_peer_off_and_touches_nothing_else() -> None:
+    before = state(deposed=[D, E], freeze=True, promote={"id": B.id}, more=[1])
+    for name in (D.zone_id, D.label, D.id, D.ip):
+        after = requests.reap(before, EVERYONE[:3], name)
+        assert after.document() == {**before.document(), "deposed": [E.document()]}
+
+
+@pytest.mark.parametrize(
+    ("name", "present", "said"),
+    [
+        (C.label, (), "a7fdcdaa is async 0, not deposed: who is not deposed leaves by itself"),
+        (A.label, (), "6589d30f is the primary, not deposed"),
+        ("nobody", (), 'no peer is called "nobody"'),
+        (D.label, EVERYONE, "d0d0d0d0 is connected to ZooKeeper, so it is not gone: `manatee-adm rebuild` there"),
+    ],
+)
+def test_only_who_is_deposed_and_gone_is_reaped(name: str, present: tuple[Active, ...], said: str) -> None:
+    with pytest.raises(Refused, match=re.escape(said)):
+        requests.reap(state(deposed=[D]), present, name)
+
+
+def test_two_peers_of_one_address_are_told_apart_by_their_ids() -> None:
+    twin = peer("f0f0f0f0-0000-4000-8000-000000000006", D.ip, 5433)
+    with pytest.raises(Refused, match=re.escape(f"could be {D.id} or {twin.id}: say which by its id")):
+        requests.reap(state(deposed=[D, twin]), (), D.ip)
+    assert requests.reap(state(deposed=[D, twin]), (), twin.id).deposed == (D,)
+
+
+def test_a_request_is_withdrawn_whatever_it_says() -> None:
+    before = state(promote={"id": 7, "nonsense": True}, freeze=True, more=[1])
+    assert requests.clear_promote(before).document() == state(freeze=True, more=[1]).document()
+    with pytest.raises(Refused, match="no promotion is asked for"):
+        requests.clear_promote(state())
 
 
 @pytest.mark.parametrize(
