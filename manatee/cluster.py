@@ -139,6 +139,17 @@ class Promote(Wire):
         return moment.replace(tzinfo=moment.tzinfo or UTC).timestamp()
 
 
+class Override(Wire):
+    """An operator's word that a peer's data are the shard's (`manatee.override`). Not trusted here, as `Promote`."""
+
+    id: Any = None
+    generation: Any = None
+    date: Any = None
+    reason: Any = None
+    taken: Any = None
+    """When the peer acted on it: it counts once."""
+
+
 class ClusterState(Wire):
     """Who is what in the shard, in which generation."""
 
@@ -151,6 +162,7 @@ class ClusterState(Wire):
     freeze: StrictBool | Freeze | None = None
     one_node_write_mode: StrictBool = False
     promote: Promote | None = None
+    override: Override | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -170,6 +182,18 @@ class ClusterState(Wire):
     @property
     def frozen(self) -> bool:
         return bool(self.freeze)
+
+    @property
+    def forced(self) -> bool:
+        """This generation was declared by an operator, and its primary's data are the shard's by his word alone."""
+        said = self.override
+        return said is not None and type(said.generation) is int and said.generation == self.generation
+
+    @property
+    def override_due(self) -> bool:
+        """The primary has yet to act on the operator's word."""
+        said = self.override
+        return said is not None and self.forced and said.id == self.primary.id and said.taken is None
 
     def role_of(self, peer_id: str) -> Role:
         if peer_id == self.primary.id:
@@ -208,6 +232,10 @@ class PeerStatus(Wire):
     proof: StrictInt = 0
     timeline: StrictInt | None = None
     lsn: Lsn | None = None
+    running: StrictBool | None = None
+    """A PostgreSQL of it runs, whatever it is worth; None if it does not say."""
+    diverged: StrictStr | None = None
+    """From whom its data have diverged, and where, in a sentence; None if they have not, or it is not known."""
     version: StrictStr = ""
 
 
