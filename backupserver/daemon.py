@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable
 
-from manatee.config import BadConfiguration, Settings, load
+from manatee.config import EXIT_BAD_CONFIGURATION, BadConfiguration, Settings, load
 from manatee.log import Logger, set_up
 from manatee.storage import StorageError
 
@@ -25,7 +25,7 @@ def run(name: str, description: str, serve: Serve) -> int:
         settings = load(arguments.config)
     except BadConfiguration as error:
         print(f"{name}: {error}", file=sys.stderr)  # noqa: T201
-        return 2
+        return EXIT_BAD_CONFIGURATION
     logger = set_up(settings.log, service=name, peer=settings.identity.id)
     try:
         asyncio.run(_until_stopped(settings, logger, serve))

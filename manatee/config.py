@@ -7,6 +7,7 @@ Every time is in seconds. Every mistake is one `BadConfiguration` that names the
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
 import tomllib
 from pathlib import Path
@@ -20,12 +21,28 @@ Seconds = Annotated[float, Field(gt=0)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 
+EXIT_BAD_CONFIGURATION = 96
+"""Exit status of a daemon whose settings cannot be used: SMF's SMF_EXIT_ERR_CONFIG, so that nobody restarts it until
+they have been put right (smf_method(7)); systemd is told the same by RestartPreventExitStatus."""
+
+SOCKET_PATH = 107
+"""Bytes that the path of a Unix socket may have (unix(7))."""
+
+
 class BadConfiguration(Exception):
     """The settings file cannot be used; the message says which key, what it holds and what was expected."""
 
 
 def _address(written: str) -> str:
     ipaddress.ip_address(written)
+    return written
+
+
+def _role_name(written: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]*", written) or len(written) > 63:
+        raise ValueError("expected letters, digits, dots, dashes and underscores, 63 at most")
+    if written == "postgres" or written.startswith("pg_"):
+        raise ValueError("expected a role of its own: postgres and pg_... are PostgreSQL's")
     return written
 
 
@@ -99,12 +116,20 @@ class Postgres(_Section):
     data that have diverged (pg_rewind); also restore them anew."""
     manage_hba: bool = True
     """Whether the templates are copied into the data directory; if not, its own files stay as they are."""
-    replication_user: str | None = None
-    """The role that standbys connect as, with a password (SCRAM); the superuser without one unless set."""
+    replication_user: Annotated[str, AfterValidator(_role_name)] | None = None
+    """The role that peers connect to each other as, with a password (SCRAM); the superuser without one unless set. The
+    primary's sitter creates it."""
     replication_password_file: Path | None = None
     """Holds that role's password; required with `replication_user`, and the same on every peer."""
-    max_slot_wal_keep_size: Annotated[int, Field(ge=1)] | None = None
-    """Megabytes of WAL that a physical replication slot may keep for a downstream; no slots are used unless set."""
+    max_slot_wal_keep_size: Annotated[int, Field(ge=1, le=1 << 30)] | None = None
+    """Megabytes of WAL that a physical replication slot may keep for another peer; no slots are used unless set."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> Postgres:
+        if (self.replication_user is None) != (self.replication_password_file is None):
+            missing = "replication_user" if self.replication_user is None else "replication_password_file"
+            raise ValueError(f"{missing} is missing: the role and the file with its password go together")
+        return self
 
 
 class Storage(_Section):
@@ -195,6 +220,28 @@ class Settings(_Section):
     tls: Tls | None = None
     """Plain connections unless set."""
 
+    @model_validator(mode="after")
+    def _fit_together(self) -> Settings:
+        here = self.peer
+        ports = (here.postgres_port, here.backup_port, self.status_port)
+        if len(set(ports)) < len(ports):
+            raise ValueError(
+                f"peer: postgres_port, backup_port and status_port are {', '.join(map(str, ports))}:"
+                " expected three different ports (status_port is one above postgres_port unless set)"
+            )
+        if self.sitter.state_dir.is_relative_to(self.storage.data_dir):
+            raise ValueError(
+                f"sitter.state_dir = '{self.sitter.state_dir}': expected a place outside of {self.storage.data_dir},"
+                " which snapshots carry and restores replace"
+            )
+        socket = len(os.fsencode(self.postgres.socket_dir / f".s.PGSQL.{here.postgres_port}.lock"))
+        if socket > SOCKET_PATH:
+            raise ValueError(
+                f"postgres.socket_dir = '{self.postgres.socket_dir}': expected a path shorter by"
+                f" {socket - SOCKET_PATH} bytes, since a Unix socket's may have {SOCKET_PATH}"
+            )
+        return self
+
     @property
     def status_port(self) -> int:
         return self.peer.status_port or self.peer.postgres_port + 1
@@ -237,7 +284,7 @@ def _mistakes(error: ValidationError) -> list[str]:
         elif mistake["type"] == "extra_forbidden":
             clauses.append(f"{key} is not a setting")
         elif isinstance(mistake["input"], dict):
-            clauses.append(f"{key}: {mistake['msg'].removeprefix('Value error, ')}")
+            clauses.append(f"{key}: ".removeprefix(": ") + mistake["msg"].removeprefix("Value error, "))
         else:
             expected = mistake["msg"].removeprefix("Value error, ").removeprefix("Input ")
             clauses.append(f"{key} = {mistake['input']!r}: {expected}")

@@ -17,7 +17,7 @@ from pathlib import Path
 import click
 
 from manatee import __version__, log
-from manatee.config import BadConfiguration, Settings, load
+from manatee.config import EXIT_BAD_CONFIGURATION, BadConfiguration, Settings, load
 from sitter.daemon import Daemon
 from sitter.memory import MemoryLost
 from sitter.status import StatusServer
@@ -35,7 +35,10 @@ def main(config: Path) -> None:
         settings = load(config)
         settings.sitter.state_dir.mkdir(parents=True, exist_ok=True)
         asyncio.run(_run(settings))
-    except (BadConfiguration, MemoryLost, OSError) as error:
+    except BadConfiguration as error:
+        click.echo(f"manatee-sitter: {error}", err=True)
+        sys.exit(EXIT_BAD_CONFIGURATION)
+    except (MemoryLost, OSError) as error:
         sys.exit(f"manatee-sitter: {error}")
 
 

@@ -72,8 +72,11 @@ def adopt(settings: Settings, initialized: Initialized) -> None:
 def write_access_files(settings: Settings, directory: Path | None = None) -> None:
     """Write pg_hba.conf and pg_ident.conf into the data directory from the operator's templates, where there are any.
 
-    After initdb, and after a restore, which brings those of another peer. Raises OSError.
+    After initdb, and after a restore, which brings those of another peer; never if `postgres.manage_hba` is off. Raises
+    OSError.
     """
+    if not settings.postgres.manage_hba:
+        return
     account = Account.of(settings)
     for name, template in (
         ("pg_hba.conf", settings.postgres.hba_file),

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from manatee.cluster import Peer
-from sitter.postgres import configuration, controldata
+from sitter.postgres import configuration, controldata, initdb
 from sitter.postgres.configuration import ALONE, NOBODY, Replication
-from tests.postgres.local import Machines, until
+from tests.postgres.local import HBA, Machines, until
 
 
 def peer(url: str) -> Peer:
@@ -102,3 +102,14 @@ async def test_a_standby_is_never_smaller_than_its_primary_was(machines: Machine
     assert await standby.value("show max_connections") == "77"
     assert await standby.value("show max_prepared_transactions") == "5"
     assert (await controldata.read(standby.settings, timeout=5)).floors["max_connections"] == 77
+
+
+async def test_access_files_stay_as_they_are_where_they_are_not_managed(machines: Machines) -> None:
+    """`postgres.manage_hba = false`: another agent writes them, and a restore or a start changes nothing in them."""
+    managed, own = machines.initialized(), machines.empty(manage_hba=False)
+    for node in (managed, own):
+        node.data_dir.mkdir(exist_ok=True)
+        (node.data_dir / "pg_hba.conf").write_text("# the agent's\n")
+        initdb.write_access_files(node.settings)
+    assert (managed.data_dir / "pg_hba.conf").read_text() == HBA
+    assert (own.data_dir / "pg_hba.conf").read_text() == "# the agent's\n"

@@ -107,6 +107,30 @@ def test_an_address_of_version_six_is_bracketed_in_urls(tmp_path: Path) -> None:
         ({"postgres.query_timeout": 0}, "postgres.query_timeout = 0: should be greater than 0"),
         ({"storage.driver": "zfs"}, 'storage: "zfs" is not available yet: expected "basebackup"'),
         ({"storage.driver": "tape"}, "storage.driver = 'tape': should be 'basebackup' or 'zfs'"),
+        (
+            {"postgres.replication_user": "replication"},
+            "postgres: replication_password_file is missing: the role and the file with its password go together",
+        ),
+        ({"postgres.replication_password_file": "/p"}, "postgres: replication_user is missing: the role and"),
+        (
+            {"postgres.replication_user": "postgres"},
+            "postgres.replication_user = 'postgres': expected a role of its own",
+        ),
+        ({"postgres.replication_user": 'a"b'}, "postgres.replication_user = 'a\"b': expected letters, digits"),
+        ({"postgres.max_slot_wal_keep_size": 0}, "postgres.max_slot_wal_keep_size = 0: should be greater than"),
+        (
+            {"peer.status_port": 5432},
+            "peer: postgres_port, backup_port and status_port are 5432, 12345, 5432: expected",
+        ),
+        (
+            {"sitter.state_dir": "/var/manatee/store/data/state"},
+            "sitter.state_dir = '/var/manatee/store/data/state': ex",
+        ),
+        (
+            {"postgres.socket_dir": "/" + 90 * "s"},
+            f"postgres.socket_dir = '/{90 * 's'}': expected a path shorter by 3 ",
+        ),
+        ({"tls.ca_file": "/ca"}, "tls.cert_file is missing; tls.key_file is missing"),
         ({"service.manager": "supervisor"}, "service: supervisor_socket is missing: expected a path"),
         ({"log.level": "loud"}, "log.level = 'loud': should be 'debug', 'info', 'warning' or 'error'"),
         ({"backup.max_streams": 0}, "backup.max_streams = 0: should be greater than or equal to 1"),
