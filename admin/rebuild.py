@@ -20,7 +20,7 @@ import click
 from admin import requests
 from admin.main import command
 from admin.progress import Display
-from admin.rebuilding import Judgement, Look, Plan, judge, plan
+from admin.rebuilding import Judgement, Look, NoSource, Plan, judge, plan
 from admin.shard import Failed, amend, opened, run, state_of
 from admin.target import Target
 from manatee.cluster import ClusterState, Peer
@@ -31,6 +31,8 @@ from manatee.storage import Storage, StorageError, open_storage
 
 PATIENCE = 300.0
 """Seconds without progress until the rebuild is given up; a large database takes long to be made durable."""
+SOURCE = 60.0
+"""Seconds in which somebody must serve whom the data can come from: a takeover may be under way."""
 _PING = 3.0
 """Seconds for a backup server, or our sitter, to answer."""
 _GLANCE = 0.5
@@ -108,9 +110,7 @@ class _Rebuild:
     # --- Before anything is changed -----------------------------------------------------------------------------
 
     async def _prepare(self, shard: Coordination, *, yes: bool, force: bool) -> ClusterState:
-        view = await shard.read()
-        state = state_of(self.target, view)
-        planned = plan(state, view.active, self.me, force=force)
+        state, planned = await self._planned(shard, force=force)
         await self._check_sources(planned)
         held = "its data are set aside" if await self.storage.has_data() else "it has no data"
         _say(
@@ -120,6 +120,22 @@ class _Rebuild:
         if not yes:
             click.confirm("Go on?", abort=True)
         return state
+
+    async def _planned(self, shard: Coordination, *, force: bool) -> tuple[ClusterState, Plan]:
+        """As soon as somebody serves whom the data can come from. Raises Refused, also when nobody does in time."""
+        ends, said = time.monotonic() + SOURCE, ""
+        while True:
+            view = await self._read(shard, ends)
+            state = state_of(self.target, view)
+            try:
+                return state, plan(state, view.active, self.me, force=force)
+            except NoSource as nobody:
+                if time.monotonic() > ends:
+                    raise requests.Refused(f"{nobody}, not within {SOURCE:g} s either: the data stay") from nobody
+                if str(nobody) != said:
+                    said = str(nobody)
+                    _say(f"Waiting up to {ends - time.monotonic():.0f} s: {said}.")
+            await self._news(_GLANCE)
 
     async def _check_sources(self, planned: Plan) -> None:
         """Only a peer whose backup server answers can give anything. Raises Failed."""
@@ -135,11 +151,10 @@ class _Rebuild:
         await self.services.stop(self.settings.service.sitter)
         await self._await_absence(shard)
         # While we waited the shard may have moved on: what was allowed then may not be now.
-        view = await shard.read()
-        now = state_of(self.target, view)
+        now = state_of(self.target, await shard.read())
         if now.generation != state.generation or now.role_of(self.me.id) != state.role_of(self.me.id):
             try:
-                plan(now, view.active, self.me, force=force)
+                await self._planned(shard, force=force)
             except requests.Refused:
                 await self.services.start(self.settings.service.sitter)
                 raise

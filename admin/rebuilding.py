@@ -16,6 +16,10 @@ from manatee.coordination import Active
 from manatee.service import State
 
 
+class NoSource(Refused):
+    """Nobody serves now; a peer may do so in a moment, as a new primary does that is not through with its takeover."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """What a rebuild would do."""
@@ -27,8 +31,8 @@ class Plan:
 
 
 def plan(state: ClusterState, active: Sequence[Active], me: Peer, *, force: bool = False) -> Plan:
-    """Raises Refused, with one sentence, if the peer `me` must keep its data. `force` allows what stops no writes but
-    takes a copy away from a shard that counts on it: the sync's.
+    """Raises Refused, with one sentence, if the peer `me` must keep its data; NoSource if that may change by itself.
+    `force` allows what stops no writes but takes a copy away from a shard that counts on it: the sync's.
     """
     role = state.role_of(me.id)
     if role is Role.PRIMARY:
@@ -38,7 +42,9 @@ def plan(state: ClusterState, active: Sequence[Active], me: Peer, *, force: bool
     present = {each.peer.id: each for each in active}
     sources = tuple(peer for peer in state.assigned if peer.id != me.id and _serves(state, present.get(peer.id)))
     if not sources:
-        raise Refused("no other peer of the shard serves: there is nobody to restore from, so the data stay")
+        others = [peer for peer in state.assigned if peer.id != me.id]
+        found = ", ".join(f"{peer.label} {_silence(state, present.get(peer.id))}" for peer in others) or "there is none"
+        raise NoSource(f"no other peer of the shard serves ({found}): there is nobody to restore from")
     if role is Role.SYNC:
         _check_sync(state, present, me, sources, force=force)
     return Plan(_words(state, me, role), sources)
@@ -70,6 +76,18 @@ def _serves(state: ClusterState, peer: Active | None) -> bool:
     """A Manatee 2 peer says nothing, and speaks another protocol for backups."""
     said = peer.status if peer else None
     return said is not None and said.serving and said.generation == state.generation
+
+
+def _silence(state: ClusterState, peer: Active | None) -> str:
+    """Why a peer does not serve, in words."""
+    if peer is None:
+        return "is absent"
+    said = peer.status
+    if said is None:
+        return "has not said how it is" if peer.promises_status else "is a Manatee 2 peer"
+    if said.generation != state.generation:
+        return f"has not acted on generation {state.generation} yet"
+    return "is being restored" if said.restoring else "does not serve yet"
 
 
 def _words(state: ClusterState, me: Peer, role: Role) -> str:
@@ -131,7 +149,12 @@ def _restoring(restore: Mapping[str, Any]) -> Judgement | None:
             return Judgement("failed", f"the restore has failed: {error or 'no reason given'}")
         case "waiting":
             attempt = restore.get("attempt")
-            return Judgement("going on", f"attempt {attempt} to restore failed: {error}; trying again", done, total)
+            return Judgement(
+                "going on",
+                f"attempt {attempt} to restore failed: {error or 'no reason given'}; trying again",
+                done,
+                total,
+            )
         case "running":
             where = f"restoring from {source}" if source else "looking for a peer to restore from"
             return Judgement("going on", where, done, total)

@@ -59,6 +59,8 @@ class Local:
     settings: Settings
     supervisor: Supervisor
     shard: Coordinated
+    followed: asyncio.Event
+    """While it is set the primary acts on every generation."""
 
     @property
     def data(self) -> Path:
@@ -101,16 +103,18 @@ async def local(shard: Coordinated, tmp_path: Path) -> AsyncIterator[Local]:
     await shard.write(state_of_chain(deposed=[ME.document()], freeze=True, kept="as it is", **{"async": []}))
     async with contextlib.AsyncExitStack() as stack:
         supervisor = await stack.enter_async_context(Supervisor([program], socket=tmp_path / "socket"))
+        followed = asyncio.Event()
+        followed.set()
         for each in (A, B):
-            await stack.enter_async_context(playing(each, shard.zookeeper, shard.coordination.root))
+            await stack.enter_async_context(playing(each, shard.zookeeper, shard.coordination.root, followed))
         await supervisor.start("sitter")
-        here = Local(tmp_path, load(path), supervisor, shard)
+        here = Local(tmp_path, load(path), supervisor, shard, followed)
         await until(lambda: present(here))
         yield here
 
 
 @contextlib.asynccontextmanager
-async def playing(who: Peer, zookeeper: ZooKeeperServer, root: str) -> AsyncIterator[None]:
+async def playing(who: Peer, zookeeper: ZooKeeperServer, root: str, followed: asyncio.Event) -> AsyncIterator[None]:
     """A peer that serves, with a backup server that answers; the primary takes strangers into the list."""
     coordination = Coordination(ZooKeeper(servers=zookeeper.servers, session_timeout=2), root, structlog.get_logger())
     application = web.Application()
@@ -124,7 +128,7 @@ async def playing(who: Peer, zookeeper: ZooKeeperServer, root: str) -> AsyncIter
         await coordination.join(who)
         await coordination.publish(PeerStatus(initialized=True, serving=True, ready=True, generation=1))
         if who is A:
-            task = asyncio.create_task(keep_list(coordination))
+            task = asyncio.create_task(keep_list(coordination, followed))
         yield
     finally:
         if task is not None:
@@ -137,10 +141,13 @@ async def ping(_: web.Request) -> web.Response:
     return web.Response(text="ok")
 
 
-async def keep_list(coordination: Coordination) -> None:
+async def keep_list(coordination: Coordination, followed: asyncio.Event) -> None:
     while True:
         view = await coordination.read()
         assert view.state is not None
+        if followed.is_set():
+            generation = view.state.generation
+            await coordination.publish(PeerStatus(initialized=True, serving=True, ready=True, generation=generation))
         named = {each.id for each in (*view.state.assigned, *view.state.deposed)}
         strangers = [each.peer for each in view.active if each.peer.id not in named]
         if strangers:
@@ -153,6 +160,33 @@ async def keep_list(coordination: Coordination) -> None:
 async def present(local: Local) -> bool:
     view = await local.shard.coordination.read()
     return any(each.peer.id == ME.id and each.status is not None for each in view.active)
+
+
+async def test_a_takeover_that_is_not_through_yet_is_waited_for(local: Local) -> None:
+    """Right after a promote the new primary does not serve yet: in a moment there will be somebody to restore from."""
+    local.followed.clear()
+    await rewrite(local, {"generation": 2, "deposed": [ME.document()]})
+    async with started(local) as child:
+        assert child.stdout is not None
+        line = (await asyncio.wait_for(child.stdout.readline(), 30)).decode()
+        assert "Waiting up to 60 s: no other peer of the shard serves (aaaaaaaa has not acted on generation 2" in line
+        assert local.memory.exists()
+        local.followed.set()
+        rest, _ = await asyncio.wait_for(child.communicate(), 60)
+    assert "it is restored from aaaaaaaa (127.14.0.2)." in rest.decode()
+    assert child.returncode == 0
+    assert local.restored()
+
+
+async def test_nobody_is_waited_for_for_ever(local: Local, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("admin.rebuild.SOURCE", 0.5)
+    local.followed.clear()
+    await rewrite(local, {"generation": 2, "deposed": [ME.document()]})
+    run = await local.rebuild("-y")
+    assert run.status == 1
+    assert "there is nobody to restore from, not within 0.5 s either: the data stay" in run.err
+    assert local.memory.exists()
+    assert local.supervisor.status("sitter").state == "running"
 
 
 async def test_a_deposed_peer_is_rebuilt_step_by_step(local: Local) -> None:
@@ -224,15 +258,21 @@ async def test_interrupted_after_any_step_and_run_again_it_goes_on(local: Local,
 
 async def killed_after(local: Local, line: str) -> None:
     """SIGKILL as soon as it has printed that line."""
+    async with started(local) as child, asyncio.timeout(30):
+        assert child.stdout is not None
+        while not (printed := await child.stdout.readline()).decode().startswith(line):
+            assert printed, f"it ended before it said: {line}"
+
+
+@contextlib.asynccontextmanager
+async def started(local: Local) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A rebuild as a process of its own; killed at the end, if it still runs."""
     child = await asyncio.create_subprocess_exec(
         sys.executable, "-u", "-m", "admin.main", "rebuild", "-y", "-c", local.directory / "manatee.toml",
         stdout=asyncio.subprocess.PIPE, env=environment(), cwd=REPOSITORY,
     )  # fmt: skip
-    assert child.stdout is not None
     try:
-        async with asyncio.timeout(30):
-            while not (printed := await child.stdout.readline()).decode().startswith(line):
-                assert printed, f"it ended before it said: {line}"
+        yield child
     finally:
         with contextlib.suppress(ProcessLookupError):
             child.kill()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from admin.rebuilding import Look, amount, judge, plan
+from admin.rebuilding import Look, NoSource, amount, judge, plan
 from admin.requests import Refused
 from manatee.cluster import ClusterState, Peer, PeerStatus
 from manatee.service import State
@@ -50,6 +50,16 @@ def test_the_data_stay_where_they_are_needed_or_nobody_can_replace_them(
 ) -> None:
     with pytest.raises(Refused, match=re.escape(said)):
         plan(before, present, me, force=force)
+
+
+def test_nobody_to_restore_from_is_told_peer_by_peer_and_may_change_by_itself() -> None:
+    present = (active(A, serving=False), active(B, generation=76))
+    with pytest.raises(NoSource) as nobody:
+        plan(state(deposed=[D]), present, D)
+    assert str(nobody.value) == (
+        "no other peer of the shard serves (6589d30f does not serve yet, 5e0a09bb has not acted on generation 77 yet, "
+        "a7fdcdaa is absent): there is nobody to restore from"
+    )
 
 
 def test_the_sync_is_rebuilt_only_when_the_operator_says_so() -> None:
