@@ -9,7 +9,9 @@ All values are written in their base units (milliseconds, blocks, plain numbers)
 
 from __future__ import annotations
 
+import platform
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +21,12 @@ import psycopg
 
 from manatee.cluster import Peer, application_name
 from manatee.config import Settings
+from manatee.watched import together
+from sitter.postgres import versions
 from sitter.postgres.account import Account, remove_durably, write_durably
 from sitter.postgres.controldata import FLOORS, ControlData
 from sitter.postgres.tools import run_tool
+from sitter.postgres.versions import of_data
 
 NOBODY = "manatee: nobody"
 """A standby's name that nobody bears: commits that wait for it wait until the names change."""
@@ -37,6 +42,10 @@ HALF_OPEN = 8000
 
 _DEFAULTS = {"wal_keep_size": "512"}
 """Better than PostgreSQL's own (megabytes here), but the operator's word counts."""
+
+_SYNCFS = {"recovery_init_sync_method": "syncfs"}
+"""The same, from PostgreSQL 14 on where the kernel has syncfs(2) and tells of its failures (Linux 5.8): recovery after a
+crash begins by syncing what is there, and doing so file by file takes most of a restart in place."""
 
 _AT_LEAST = {"max_wal_senders": 10, "superuser_reserved_connections": 3}
 """Below these the shard cannot work, whatever the operator's file says."""
@@ -79,7 +88,7 @@ _ROLE = (
 
 _PLACES = (
     *("listen_addresses", "port", "unix_socket_directories"),
-    *("data_directory", "hba_file", "ident_file", "wal_level", "allow_alter_system"),
+    *("data_directory", "hba_file", "ident_file", "wal_level", "allow_alter_system", "promote_trigger_file"),
 )
 
 PROMISED = frozenset({"fsync", "full_page_writes", "synchronous_commit"})
@@ -180,7 +189,8 @@ async def foundation(
         "hba_file": str(data_dir / "pg_hba.conf"),
         "ident_file": str(data_dir / "pg_ident.conf"),
         "wal_level": base["wal_level"] if base["wal_level"] == "logical" else "replica",
-        **({"allow_alter_system": "off"} if version >= 17 else {}),
+        **({"promote_trigger_file": ""} if version < versions.NO_TRIGGER_FILE else {}),
+        **({"allow_alter_system": "off"} if version >= versions.FORBIDS_ALTER_SYSTEM else {}),
         **_OWNED,
         **raised,
     }
@@ -191,7 +201,9 @@ def render(settings: Settings, foundation: Mapping[str, str], replication: Repli
     base = settings.postgres.config_file
     lines = [
         "# Written by manatee-sitter, which writes it again on every change of role.",
-        *_assignments(_DEFAULTS),
+        *_assignments(
+            _DEFAULTS | (_SYNCFS if (of_data(settings.storage.data_dir) or 0) >= 14 and _syncs_all() else {})
+        ),
         *([f"include {_quoted(str(base.absolute()))}"] if base else []),
         *_assignments(foundation),
         *_assignments(replication.values()),
@@ -280,7 +292,14 @@ async def smaller(settings: Settings, floors: Mapping[str, int], *, timeout: flo
 async def _values(settings: Settings, path: Path | None, names: tuple[str, ...], *, timeout: float | None) -> list[str]:
     """What a configuration file, or else PostgreSQL's defaults, say of these settings."""
     arguments = ("-D", str(settings.storage.data_dir), "-c", f"config_file={path or '/dev/null'}")
-    return [(await run_tool(settings, "postgres", *arguments, "-C", name, timeout=timeout)).strip() for name in names]
+    asked = [run_tool(settings, "postgres", *arguments, "-C", name, timeout=timeout) for name in names]
+    return [answer.strip() for answer in await together(*asked)]
+
+
+def _syncs_all() -> bool:
+    """The kernel has a syncfs(2) that can be relied on."""
+    release = re.match(r"(\d+)\.(\d+)", platform.release())
+    return sys.platform == "linux" and release is not None and (int(release[1]), int(release[2])) >= (5, 8)
 
 
 def _assignments(values: Mapping[str, str]) -> list[str]:

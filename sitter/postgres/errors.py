@@ -20,6 +20,10 @@ class ToolFailed(PostgresError):
         """What it wrote to standard output."""
 
 
+class WrongVersion(PostgresError):
+    """The programs are of a version that the sitter does not run, or of another one than the data."""
+
+
 class StartFailed(PostgresError):
     """The postmaster ended, or did not come up, before it was listening; the message carries its last words."""
 

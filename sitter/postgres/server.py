@@ -59,17 +59,28 @@ class Server:
         return (self._settings.storage.data_dir / "standby.signal").exists()
 
     async def start(self, replication: Replication, *, as_standby: bool) -> None:
-        """Start it; returns when it listens, which may be long before it lets anyone in. Raises PostgresError."""
+        """Start it; returns when it listens, which may be long before it lets anyone in. Raises PostgresError.
+
+        A primary that has died while nobody stopped it begins with what it had: to ask the programs what the operator's
+        file says takes longer than the start.
+        """
         timeout = self._settings.postgres.start_timeout
-        control = await controldata.read(self._settings, timeout=timeout) if as_standby else None
-        self._floors = control.floors if control else {}
-        version = await versions.of_programs(self._settings, timeout=timeout)
-        self._foundation = await configuration.foundation(self._settings, control, version=version, timeout=timeout)
+        if as_standby or self.standby or not self._foundation or self.replication == STOPPED:
+            await self._lay_foundation(as_standby=as_standby)
+        foundation, self._foundation = self._foundation, {}
         configuration.set_standby_signal(self._settings, as_standby)
         self._report_taken(configuration.clean_auto_conf(self._settings))
-        path = configuration.write(self._settings, self._foundation, replication)
+        path = configuration.write(self._settings, foundation, replication)
         self.replication, self.standby = replication, as_standby
         await self._postmaster.start(path, timeout=timeout)
+        self._foundation = foundation
+
+    async def _lay_foundation(self, *, as_standby: bool) -> None:
+        timeout = self._settings.postgres.start_timeout
+        version = await versions.check(self._settings, timeout=timeout)
+        control = await controldata.read(self._settings, timeout=timeout) if as_standby else None
+        self._floors = control.floors if control else {}
+        self._foundation = await configuration.foundation(self._settings, control, version=version, timeout=timeout)
 
     async def configure(self, replication: Replication) -> None:
         """Change what it was told, without a restart; returns when new connections see it.

@@ -19,6 +19,7 @@ from typing import Protocol
 
 from manatee.config import Settings
 from manatee.lsn import Lsn
+from sitter.postgres import versions
 from sitter.postgres.errors import BadWal, ToolFailed
 from sitter.postgres.tools import run_tool
 
@@ -218,7 +219,7 @@ class _Reader:
             return None, start
         pg_wal = str(self._settings.storage.data_dir / "pg_wal")
         arguments = ("-p", pg_wal, "-t", str(timeline), "-s", str(start), "-e", str(limit))
-        statistics = self._version >= 15
+        statistics = self._version >= versions.WALDUMP_SAYS_ITS_END
         left = max(0.1, self._deadline - time.monotonic())
         try:
             output = await run_tool(

@@ -10,7 +10,7 @@ import asyncio
 import time
 
 from manatee.config import Settings
-from sitter.postgres import controldata, queries
+from sitter.postgres import controldata, queries, versions
 from sitter.postgres.errors import Hung, PostgresError
 from sitter.postgres.queries import Facts
 from sitter.postgres.server import Server
@@ -76,8 +76,10 @@ class Watch:
     async def _identify(self) -> None:
         """Not knowing which database this is, is another fact than that there is none: nothing is decided on it."""
         there = (self._settings.storage.data_dir / "global" / "pg_control").exists()
+        timeout = self._settings.postgres.query_timeout
+        if self.identifier is None:
+            await versions.check(self._settings, timeout=timeout)
         if there and self.identifier is None:
-            timeout = self._settings.postgres.query_timeout
             self.identifier = (await controldata.read(self._settings, timeout=timeout)).system_identifier
         elif not there and not self._server.running:
             self.identifier = None

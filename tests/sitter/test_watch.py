@@ -41,6 +41,9 @@ def settings() -> Iterator[Settings]:
         directory = Path(name)
         directory.chmod(0o755)  # PostgreSQL's user runs the programs in it
         (directory / "bin").mkdir(mode=0o755)
+        postgres = directory / "bin" / "postgres"
+        postgres.write_text('#!/bin/sh\necho "postgres (PostgreSQL) 15.1"\n')
+        postgres.chmod(0o755)
         yield Settings.model_validate(
             {
                 "shard": {"name": "test"},
@@ -96,6 +99,31 @@ async def test_a_database_that_cannot_be_read_is_one(settings: Settings) -> None
         await watch.look()
     assert watch.unidentified == "pg_controldata: could not read file"
     assert watch.problem == watch.unidentified
+
+
+async def test_a_database_of_another_major_version_is_refused_with_what_to_do(settings: Settings) -> None:
+    """Its control file would be read as garbage: it is not read at all, and the sitter waits without a loop of starts."""
+    _database(settings)
+    (settings.storage.data_dir / "PG_VERSION").write_text("14\n")
+    _controldata(settings, f"cat <<EOF\n{CONTROLDATA}EOF")
+    watch = _watch(settings)
+    await _look_until(watch, False)
+    assert not watch.initialized
+    assert watch.unidentified == watch.problem
+    for said in ("belongs to PostgreSQL 14", "holds PostgreSQL 15", "set postgres.bin_dir to the programs of 14"):
+        assert said in (watch.unidentified or "")
+    (settings.storage.data_dir / "PG_VERSION").write_text("15\n")
+    await _look_until(watch, True)
+    assert watch.initialized
+
+
+async def test_programs_of_a_version_that_is_not_known_are_refused(settings: Settings) -> None:
+    postgres = settings.postgres.bin_dir / "postgres"
+    postgres.write_text('#!/bin/sh\necho "postgres (PostgreSQL) 12.22"\n')
+    watch = _watch(settings)
+    for _ in range(3):
+        await watch.look()
+    assert watch.unidentified == f"postgres.bin_dir = '{postgres.parent}': expected PostgreSQL 13 to 18, found 12"
 
 
 async def test_no_database_is_known_to_be_none(settings: Settings) -> None:

@@ -120,15 +120,15 @@ def test_an_address_of_version_six_is_bracketed_in_urls(tmp_path: Path) -> None:
         ({"postgres.max_slot_wal_keep_size": 0}, "postgres.max_slot_wal_keep_size = 0: should be greater than"),
         (
             {"peer.status_port": 5432},
-            "peer: postgres_port, backup_port and status_port are 5432, 12345, 5432: expected",
+            "peer: postgres_port, backup_port and status_port are 5432, 12345, 5432",
         ),
         (
             {"sitter.state_dir": "/var/manatee/store/data/state"},
-            "sitter.state_dir = '/var/manatee/store/data/state': ex",
+            "sitter.state_dir = '/var/manatee/store/data/state'",
         ),
         (
             {"postgres.socket_dir": "/" + 90 * "s"},
-            f"postgres.socket_dir = '/{90 * 's'}': expected a path shorter by 3 ",
+            f"postgres.socket_dir = '/{90 * 's'}': expected a path shorter by 3",
         ),
         ({"tls.ca_file": "/ca"}, "tls.cert_file is missing; tls.key_file is missing"),
         ({"service.manager": "supervisor"}, "service: supervisor_socket is missing: expected a path"),
