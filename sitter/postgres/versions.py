@@ -71,7 +71,7 @@ async def check(settings: Settings, *, timeout: float | None = None) -> int:
     if data not in (None, programs):
         raise WrongVersion(
             f"{settings.storage.data_dir} belongs to PostgreSQL {data}, and postgres.bin_dir = "
-            f"'{settings.postgres.bin_dir}' holds PostgreSQL {programs}: set postgres.bin_dir to the programs of {data},"
-            ' or follow "Another major version" in docs/settings.md'
+            f"'{settings.postgres.bin_dir}' holds PostgreSQL {programs}: set postgres.bin_dir to the programs of {data}"
+            ', or follow "Another major version" in docs/settings.md'
         )
     return programs

@@ -102,7 +102,7 @@ async def test_a_database_that_cannot_be_read_is_one(settings: Settings) -> None
 
 
 async def test_a_database_of_another_major_version_is_refused_with_what_to_do(settings: Settings) -> None:
-    """Its control file would be read as garbage: it is not read at all, and the sitter waits without a loop of starts."""
+    """Its control file would be read as garbage: it is not read at all, and the sitter waits."""
     _database(settings)
     (settings.storage.data_dir / "PG_VERSION").write_text("14\n")
     _controldata(settings, f"cat <<EOF\n{CONTROLDATA}EOF")
