@@ -2,10 +2,10 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo cluster test model bench lint format lock clean prepare
+.PHONY: help demo cluster test test-zfs model bench lint format lock clean prepare
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: prepare ## A shard of three at work: write, kill the primary, lose nothing, rebuild it
 	@.venv/bin/python -m demo $(ARGS)
@@ -15,6 +15,10 @@ cluster: prepare ## The same shard, left running in the foreground to play with
 
 test: prepare ## Every test, on every PostgreSQL found (ARGS="-k name" for some)
 	@.venv/bin/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(ARGS)
+
+test-zfs: ## The tests of storage with a real OpenZFS, in a virtual machine (root, Debian; at first 15 minutes)
+	@demo/prepare.sh vm
+	@.venv/bin/python -m vm $(ARGS)
 
 model: prepare ## The rules against every world, and every broken rule against the model; twenty minutes
 	@.venv/bin/python -m tests.model $(ARGS)

@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # Installs what is missing to run this checkout, and says what before it does: Debian's packages for ZooKeeper and
 # Python's venv, then the Python packages of requirements.lock and this project into .venv.
+#
+# prepare.sh vm: also what builds and runs the virtual machine of `make test-zfs`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -41,6 +43,12 @@ command -v java > /dev/null || missing+=(default-jre-headless)
 [ -e /usr/share/java/zookeeper.jar ] || missing+=(libzookeeper-java)
 [ -e /usr/share/java/slf4j-simple.jar ] || missing+=(libslf4j-java)
 [ -x $venv/bin/python ] || find_python venv > /dev/null || missing+=(python3-venv)
+if [[ " $* " == *" vm "* ]]; then
+    command -v qemu-system-x86_64 > /dev/null || missing+=(qemu-system-x86)
+    [ -x /usr/lib/qemu/virtiofsd ] || missing+=(qemu-system-common)
+    command -v mmdebstrap > /dev/null || missing+=(mmdebstrap)
+    command -v mksquashfs > /dev/null || missing+=(squashfs-tools)
+fi
 install_packages "${missing[@]}"
 
 # A virtual environment works in the place that it was made for, and with the Python that made it.
