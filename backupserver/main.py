@@ -12,22 +12,33 @@ from backupserver.server import BackupServer, read_token
 from manatee.config import Settings
 from manatee.log import Logger
 from manatee.storage import open_storage
+from manatee.tls import server_context
 
 STOP_WITHIN = 1.0
 """Seconds that requests in progress get when the program is told to stop; transfers get none."""
+REQUEST_LIMIT = 256 << 10
+"""Bytes of a request's first line: a receiver may have many snapshots to name."""
 
 
 async def serve(settings: Settings, logger: Logger, stop: asyncio.Event) -> None:
-    """Answer requests until `stop` is set. Raises OSError when the address or the token cannot be used."""
+    """Answer requests until `stop` is set.
+
+    Raises OSError when the address or the token cannot be used, BadCertificate for the files of `tls`.
+    """
     read_token(settings)
+    encrypted = server_context(settings.tls, settings.peer.ip, logger) if settings.tls else None
     server = BackupServer(settings, open_storage(settings), logger)
     # With the connection of a request, its handler ends: a receiver that has gone must stop its sender.
     runner = web.AppRunner(
-        server.application(), handler_cancellation=True, access_log=None, shutdown_timeout=STOP_WITHIN
+        server.application(),
+        handler_cancellation=True,
+        access_log=None,
+        shutdown_timeout=STOP_WITHIN,
+        max_line_size=REQUEST_LIMIT,
     )
     await runner.setup()
     try:
-        await web.TCPSite(runner, settings.peer.ip, settings.peer.backup_port).start()
+        await web.TCPSite(runner, settings.peer.ip, settings.peer.backup_port, ssl_context=encrypted).start()
         logger.info("serving", url=settings.identity.backup_url, driver=settings.storage.driver)
         await stop.wait()
         logger.info("stopping")

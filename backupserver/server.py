@@ -2,64 +2,40 @@
 
 A killed sender closes its socket just like one that has finished, so the end of a stream says nothing. What it was
 worth is asked afterwards: `GET /v2/backup/<id>`, with the id from the stream's headers, says `done` with the number of
-bytes and their sha256 only if the whole snapshot was sent. (A digest is left out by drivers whose format checks itself,
-so that their bytes need not pass through this process.) While PostgreSQL prepares a backup, which may take a
+bytes and their sha256 only if the whole snapshot was sent. While PostgreSQL prepares a backup, which may take a
 checkpoint's time, the same resource says `preparing`, and silence on the stream means nothing.
+
+A driver whose format checks itself needs no digest; the header `Manatee-Digest` says `none` then. Who asks such a one
+by HTTP/1.0 gets the stream as it is, to the end of the connection, so the kernel moves it from the sender's pipe to the
+socket and no byte of it is in this process (`backupserver.stream`). Others get it in HTTP/1.1's chunks.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import hmac
 import uuid
 from collections import OrderedDict
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Literal
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
-from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, generate_latest
 
+from backupserver.bandwidth import Bandwidth
+from backupserver.metrics import Metrics
+from backupserver.stream import ReceiverGone, Transfer, pump
 from manatee import wal
 from manatee.config import Settings
 from manatee.log import Logger
 from manatee.lsn import Lsn
-from manatee.storage import Offer, SendFailed, Sending, Storage, StorageError, localserver, pipe
+from manatee.storage import Offer, Sending, Storage, StorageError, localserver
 
 RETRY_AFTER = 5
 """Seconds after which it is worth asking again when all streams are taken."""
-PREPARE_WITHIN = 1800.0
-"""Seconds that a sender has for its first byte: a checkpoint of a busy server with much memory takes minutes."""
 REMEMBERED = 100
 """Transfers whose outcome can be asked for."""
 
 _OPEN = frozenset({"/ping", "/metrics"})
-
-
-class ReceiverGone(Exception):
-    """The other end closed the stream, or takes no more bytes."""
-
-
-@dataclass
-class Transfer:
-    """One stream and what has become of it."""
-
-    id: str
-    state: Literal["preparing", "running", "done", "failed"] = "preparing"
-    bytes: int = 0
-    sha256: str | None = None
-    error: str | None = None
-
-    def document(self) -> dict[str, object]:
-        return {
-            "id": self.id,
-            "state": self.state,
-            "bytes": self.bytes,
-            "sha256": self.sha256,
-            "error": self.error,
-        }
 
 
 def read_token(settings: Settings) -> bytes:
@@ -79,8 +55,9 @@ class BackupServer:
         self._storage = storage
         self._log = logger
         self._transfers: OrderedDict[str, Transfer] = OrderedDict()
-        self._running: dict[str, asyncio.Task[object]] = {}
-        self._metrics = _Metrics()
+        self._running: dict[str, tuple[Transfer, asyncio.Task[object]]] = {}
+        self._bandwidth = Bandwidth(settings.backup.bandwidth_limit)
+        self._metrics = Metrics(self._under_way)
 
     def application(self) -> web.Application:
         """The routes, for aiohttp's runner."""
@@ -95,7 +72,7 @@ class BackupServer:
 
     async def end_transfers(self) -> None:
         """End the streams that are running; their senders are gone when this returns."""
-        tasks = list(self._running.values())
+        tasks = [task for _, task in self._running.values()]
         for task in tasks:
             task.cancel()
         if tasks:
@@ -168,13 +145,12 @@ class BackupServer:
         transfer = Transfer(uuid.uuid4().hex)
         task = asyncio.current_task()
         assert task is not None
-        self._running[transfer.id] = task
-        self._metrics.streams.set(len(self._running))
+        self._running[transfer.id] = transfer, task
         try:
             return await self._stream(request, transfer)
         finally:
             del self._running[transfer.id]
-            self._metrics.streams.set(len(self._running))
+            self._metrics.ended(transfer)
 
     async def _stream(self, request: web.Request, transfer: Transfer) -> web.StreamResponse:
         log = self._log.bind(backup=transfer.id, remote=request.remote)
@@ -182,10 +158,12 @@ class BackupServer:
         try:
             async with self._storage.send(dict(request.query)) as sending:
                 self._remember(transfer)
-                response = web.StreamResponse(headers=_headers(transfer, sending.offer))
+                transfer.size = sending.offer.size
+                response = web.StreamResponse(headers=_headers(transfer, sending))
+                response.force_close()  # without HTTP/1.1's chunks its end is the connection's
                 await response.prepare(request)
                 log.info("sending a snapshot", snapshot=sending.offer.snapshot, size=sending.offer.size)
-                await self._pump(sending, response, transfer)
+                await pump(sending, request, response, transfer, self._bandwidth, self._settings.backup.idle_timeout)
                 await sending.finished()
             transfer.state = "done"  # before the end of the stream can be seen, so that it can be asked for
             self._metrics.finished.labels("done").inc()
@@ -207,32 +185,8 @@ class BackupServer:
                 request.transport.abort()
         return response
 
-    async def _pump(self, sending: Sending, response: web.StreamResponse, transfer: Transfer) -> None:
-        """Move the stream from the sender to the socket; never more than a few chunks are held here."""
-        idle = self._settings.backup.idle_timeout
-        hashed = None if sending.checks_itself else hashlib.sha256()
-        patience = PREPARE_WITHIN
-        while True:
-            try:
-                async with asyncio.timeout(patience):
-                    chunk = await pipe.read(sending.fd)
-            except TimeoutError:
-                raise SendFailed(f"the sender gave no byte for {patience:g} s") from None
-            if not chunk:
-                break
-            transfer.state, patience = "running", idle
-            if hashed is not None:
-                hashed.update(chunk)
-            try:
-                async with asyncio.timeout(idle):
-                    await response.write(chunk)
-            except TimeoutError:
-                raise ReceiverGone(f"the receiver took no byte for {idle:g} s") from None
-            except ConnectionError as error:
-                raise ReceiverGone("the receiver went away") from error
-            transfer.bytes += len(chunk)
-            self._metrics.sent.inc(len(chunk))
-        transfer.sha256 = hashed.hexdigest() if hashed is not None else None
+    def _under_way(self) -> list[Transfer]:
+        return [transfer for transfer, _ in self._running.values()]
 
     def _remember(self, transfer: Transfer) -> None:
         self._transfers[transfer.id] = transfer
@@ -245,24 +199,8 @@ class BackupServer:
         log.warning("snapshot not sent", bytes=transfer.bytes, error=reason)
 
 
-class _Metrics:
-    def __init__(self) -> None:
-        self._registry = CollectorRegistry()
-        ProcessCollector(registry=self._registry)
-        self.streams = Gauge("manatee_backup_streams", "Snapshots being sent now", registry=self._registry)
-        self.finished = Counter(
-            "manatee_backup_transfers", "Snapshots sent, by outcome", ["outcome"], registry=self._registry
-        )
-        self.refused = Counter(
-            "manatee_backup_refusals", "Requests refused, by reason", ["reason"], registry=self._registry
-        )
-        self.sent = Counter("manatee_backup_sent_bytes", "Bytes of snapshots sent", registry=self._registry)
-
-    def text(self) -> bytes:
-        return generate_latest(self._registry)
-
-
-def _headers(transfer: Transfer, offer: Offer) -> dict[str, str]:
+def _headers(transfer: Transfer, sending: Sending) -> dict[str, str]:
+    offer: Offer = sending.offer
     headers = {
         "Content-Type": "application/octet-stream",
         "Manatee-Backup": transfer.id,
@@ -270,6 +208,7 @@ def _headers(transfer: Transfer, offer: Offer) -> dict[str, str]:
         "Manatee-Snapshot": offer.snapshot,
         "Manatee-System-Identifier": offer.identity.system_identifier,
         "Manatee-Postgres-Version": offer.identity.major_version,
+        "Manatee-Digest": "none" if sending.checks_itself else "sha256",
     }
     if offer.size is not None:
         headers["Manatee-Size-Estimate"] = str(offer.size)

@@ -1,18 +1,38 @@
 """Pipes between the event loop and what sends or receives a snapshot: a child process, or a thread in a system call.
 
-The drivers give out plain descriptors, so that bytes may also be moved by the kernel alone.
+The drivers give out plain descriptors, so that bytes may also be moved by the kernel alone: `splice` moves them between
+a pipe and a socket without their ever being in this process. Where the platform has no splice(2), as where bytes must
+be looked at (a digest, TLS), they are read and written.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import os
+import struct
+import sys
+import termios
 
 _WANTED_CAPACITY = 1 << 20
 CHUNK = 256 << 10
-"""Bytes moved at a time."""
+"""Bytes moved at a time through this process."""
+SLICE = 1 << 20
+"""Bytes moved at a time by the kernel."""
+
+
+class SourceStalled(TimeoutError):
+    """Nothing came."""
+
+
+class TargetStalled(TimeoutError):
+    """Nothing was taken."""
+
+
+class NotSpliceable(Exception):
+    """This kernel does not splice between these two; nothing was moved."""
 
 
 def open_pipe() -> tuple[int, int]:
@@ -24,11 +44,11 @@ def open_pipe() -> tuple[int, int]:
     return read, write
 
 
-async def read(fd: int) -> bytes:
+async def read(fd: int, limit: int = CHUNK) -> bytes:
     """The next bytes of a non-blocking pipe, empty at its end. The caller sets the deadline."""
     while True:
         try:
-            return os.read(fd, CHUNK)
+            return os.read(fd, limit)
         except BlockingIOError:
             await _ready(fd, for_writing=False)
 
@@ -41,6 +61,41 @@ async def write(fd: int, chunk: bytes) -> None:
             rest = rest[os.write(fd, rest) :]
         except BlockingIOError:
             await _ready(fd, for_writing=True)
+
+
+async def splice(source: int, target: int, limit: int, *, source_within: float, target_within: float) -> int:
+    """Move at most `limit` bytes inside the kernel, as soon as there are some; how many, 0 at the end of the source.
+
+    One of the two is a pipe, the other a pipe or a socket, and both are non-blocking. The deadlines are in seconds.
+    Raises SourceStalled, TargetStalled, NotSpliceable, and OSError when one of the two is broken.
+    """
+    if sys.platform != "linux":
+        raise NotSpliceable
+    while True:
+        try:
+            return os.splice(source, target, limit, flags=os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK)
+        except BlockingIOError:
+            await _wait(source, target, source_within, target_within)
+        except OSError as error:
+            if error.errno in (errno.EINVAL, errno.ENOSYS):
+                raise NotSpliceable from error
+            raise
+
+
+async def _wait(source: int, target: int, source_within: float, target_within: float) -> None:
+    """Until the end that was not ready is; splice(2) does not say which it was."""
+    for_target = _unread(source) > 0
+    try:
+        async with asyncio.timeout(target_within if for_target else source_within):
+            await _ready(target if for_target else source, for_writing=for_target)
+    except TimeoutError:
+        raise (TargetStalled if for_target else SourceStalled) from None
+
+
+def _unread(fd: int) -> int:
+    """How many bytes wait to be read."""
+    (count,) = struct.unpack("i", fcntl.ioctl(fd, termios.FIONREAD, bytes(4)))
+    return int(count)
 
 
 def _wake(ready: asyncio.Future[None]) -> None:

@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from demo.postgresql import Installation
+from manatee.config import EXIT_BAD_CONFIGURATION
 from manatee.lsn import Lsn
 from manatee.wal import digest
 from tests.backup.sandbox import TOKEN, Peer, Sandbox, eventually, until
@@ -258,7 +259,7 @@ def test_what_keeps_it_from_starting_is_one_line(
     status, said = run_to_the_end("backupserver.main", settings)
     assert (status, "No such file" in said, "Traceback" in said) == (1, True, False)
     status, said = run_to_the_end("backupserver.main", tmp_path / "none.toml")
-    assert (status, said.count("\n")) == (2, 1)
+    assert (status, said.count("\n")) == (EXIT_BAD_CONFIGURATION, 1)
 
 
 def test_the_snapshotter_says_once_that_there_is_nothing_to_do_and_stays(

@@ -121,11 +121,11 @@ async def test_a_driver_whose_format_checks_itself_needs_no_digest(peer: Peer) -
 @pytest.mark.parametrize(
     ("outcome", "said"),
     [
-        ({"state": "failed", "error": "pg_basebackup died"}, "ended early: pg_basebackup died"),
-        ({"state": "running"}, "ended early: running"),
+        ({"state": "failed", "error": "pg_basebackup died"}, "broke off; the sender says: pg_basebackup died"),
+        ({"state": "running"}, "broke off; the sender says: running"),
         ({"bytes": 1 << 30}, r"was cut: 1073741824 bytes were sent and \d+ came"),
         ({"sha256": "0" * 64}, "damaged on the way"),
-        ({"bytes": "what"}, "does not say whether it sent all"),
+        ({"bytes": "what"}, "nobody says that it was complete: the sender does not say"),
     ],
 )
 async def test_a_stream_that_ended_well_is_nothing_unless_the_sender_says_so(
