@@ -20,6 +20,7 @@ from manatee import __version__, log
 from manatee.config import EXIT_BAD_CONFIGURATION, BadConfiguration, Settings, load
 from sitter.daemon import Daemon
 from sitter.memory import MemoryLost
+from sitter.postgres import access
 from sitter.status import StatusServer
 
 STALLED = 70
@@ -33,6 +34,7 @@ def main(config: Path) -> None:
     """Run this peer's PostgreSQL in the role that the shard gives it."""
     try:
         settings = load(config)
+        access.check(settings)
         settings.sitter.state_dir.mkdir(parents=True, exist_ok=True)
         asyncio.run(_run(settings))
     except BadConfiguration as error:

@@ -50,7 +50,6 @@ class Transitions:
         self, settings: Settings, server: Server, watch: Watch, log: Logger, on_change: Callable[[], None]
     ) -> None:
         self._settings = settings
-        self._me = settings.identity
         self._server = server
         self._watch = watch
         self._log = log
@@ -289,7 +288,7 @@ class Transitions:
     async def _standby(self, wanted: Standby) -> None:
         self.handing_over = False
         upstream = None if wanted.sealed else wanted.upstream
-        target = Replication(NOBODY, read_only=True, upstream=conninfo(self._me, upstream) if upstream else None)
+        target = Replication(NOBODY, read_only=True, upstream=conninfo(self._settings, upstream) if upstream else None)
         if self._server.running and not self._server.standby:
             await self._server.stop("immediate")
         if not self._server.running:

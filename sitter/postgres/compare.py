@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import aiohttp
 import psycopg
 
-from manatee import wal
+from manatee import link, wal
 from manatee.cluster import Comparison, Peer
 from manatee.config import Settings
 from manatee.lsn import Lsn
@@ -131,9 +131,7 @@ async def _their_log(settings: Settings, upstream: Peer) -> Log:
     try:
         async with asyncio.timeout(limit):
             connection = await psycopg.AsyncConnection.connect(
-                host=upstream.ip,
-                port=upstream.postgres_port,
-                user="postgres",
+                **link.parameters(settings, upstream),
                 replication="true",
                 application_name="manatee-compare",
                 connect_timeout=max(2, math.ceil(limit)),

@@ -19,10 +19,11 @@ from typing import Any
 
 import psycopg
 
+from manatee import link
 from manatee.cluster import Peer, application_name
 from manatee.config import Settings
 from manatee.watched import together
-from sitter.postgres import versions
+from sitter.postgres import access, versions
 from sitter.postgres.account import Account, remove_durably, write_durably
 from sitter.postgres.controldata import FLOORS, ControlData
 from sitter.postgres.tools import run_tool
@@ -47,7 +48,7 @@ _SYNCFS = {"recovery_init_sync_method": "syncfs"}
 """The same, from PostgreSQL 14 on where the kernel has syncfs(2) and tells of its failures (Linux 5.8): recovery after a
 crash begins by syncing what is there, and doing so file by file takes most of a restart in place."""
 
-_AT_LEAST = {"max_wal_senders": 10, "superuser_reserved_connections": 3}
+_AT_LEAST = {"max_wal_senders": 10, "max_replication_slots": 10, "superuser_reserved_connections": 3}
 """Below these the shard cannot work, whatever the operator's file says."""
 
 _OWNED = {
@@ -66,7 +67,7 @@ _OWNED = {
     "tcp_keepalives_idle": "4",
     "tcp_keepalives_interval": "2",
     "tcp_keepalives_count": "2",
-    # A standby follows its proven upstream and nothing else: no archive, no slot, no target to stop at.
+    # A standby follows its proven upstream and nothing else: no archive, no slot (`slots`), no target to stop at.
     "restore_command": "",
     "primary_slot_name": "",
     "recovery_target_timeline": "latest",
@@ -95,7 +96,7 @@ PROMISED = frozenset({"fsync", "full_page_writes", "synchronous_commit"})
 """What a reload can change for the worse that holds from one start to the next."""
 
 OWNED = frozenset({*_OWNED, *_ROLE, *_PLACES, *_AT_LEAST, *FLOORS})
-"""Every setting that the sitter decides on: none of them may stand in postgresql.auto.conf."""
+"""Every setting that the sitter always decides on: none of them may stand in postgresql.auto.conf."""
 
 
 @dataclass(frozen=True)
@@ -147,14 +148,16 @@ def standby_names(name: str) -> str:
     return "" if name == ALONE else '"' + name.replace('"', '""') + '"'
 
 
-def conninfo(me: Peer, upstream: Peer) -> str:
-    """`primary_conninfo` with which `me` follows `upstream`, under the name that `upstream` knows it by."""
+def conninfo(settings: Settings, upstream: Peer, *, database: str | None = None) -> str:
+    """`primary_conninfo` with which this peer follows `upstream`, under the name that `upstream` knows it by.
+
+    With a `database` (`postgres`), what pg_rewind wants to know of its source. Secrets are not in it: it names files,
+    which PostgreSQL's user can read.
+    """
     words = {
-        "host": upstream.ip,
-        "port": str(upstream.postgres_port),
-        "user": "postgres",
-        "application_name": application_name(me),
-        "sslmode": "prefer",
+        **link.parameters(settings, upstream),
+        **({"dbname": database} if database else {}),
+        "application_name": application_name(settings.identity),
         "connect_timeout": "3",
         "keepalives_idle": "4",
         "keepalives_interval": "2",
@@ -192,8 +195,24 @@ async def foundation(
         **({"promote_trigger_file": ""} if version < versions.NO_TRIGGER_FILE else {}),
         **({"allow_alter_system": "off"} if version >= versions.FORBIDS_ALTER_SYSTEM else {}),
         **_OWNED,
+        **_chosen(settings, version),
         **raised,
     }
+
+
+def owned(settings: Settings) -> frozenset[str]:
+    """Every setting that the sitter decides on here."""
+    return OWNED | _chosen(settings, versions.NEWEST).keys()
+
+
+def _chosen(settings: Settings, version: int) -> dict[str, str]:
+    """What the sitter decides on only where the operator has chosen so."""
+    found = access.tls_settings(settings)
+    if settings.postgres.max_slot_wal_keep_size is not None:
+        found["max_slot_wal_keep_size"] = str(settings.postgres.max_slot_wal_keep_size)
+        if version >= versions.SLOTS_TIME_OUT:
+            found["idle_replication_slot_timeout"] = "0"
+    return found
 
 
 def render(settings: Settings, foundation: Mapping[str, str], replication: Replication) -> str:
@@ -233,7 +252,7 @@ def clean_auto_conf(settings: Settings) -> dict[str, str]:
 
     For a server that is stopped, or (followed by a reload) to repair one that runs. Raises OSError.
     """
-    path = settings.storage.data_dir / "postgresql.auto.conf"
+    path, ours = settings.storage.data_dir / "postgresql.auto.conf", owned(settings)
     try:
         lines = path.read_text(errors="surrogateescape").splitlines(keepends=True)
     except FileNotFoundError:
@@ -241,7 +260,7 @@ def clean_auto_conf(settings: Settings) -> dict[str, str]:
     kept, taken = [], {}
     for line in lines:
         match = re.match(r"\s*([A-Za-z_][\w.$]*)\s*=?\s*(.*?)\s*$", line)
-        if match is not None and match[1].lower() in OWNED:
+        if match is not None and match[1].lower() in ours:
             taken[match[1].lower()] = match[2]
         else:
             kept.append(line)

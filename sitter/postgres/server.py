@@ -15,7 +15,7 @@ import psycopg
 
 from manatee.config import Settings
 from manatee.log import Logger
-from sitter.postgres import configuration, controldata, queries, versions
+from sitter.postgres import access, configuration, controldata, queries, versions
 from sitter.postgres.configuration import NOBODY, Replication
 from sitter.postgres.errors import PostgresError
 from sitter.postgres.process import Postmaster
@@ -81,6 +81,7 @@ class Server:
         control = await controldata.read(self._settings, timeout=timeout) if as_standby else None
         self._floors = control.floors if control else {}
         self._foundation = await configuration.foundation(self._settings, control, version=version, timeout=timeout)
+        access.lay_out(self._settings)
 
     async def configure(self, replication: Replication) -> None:
         """Change what it was told, without a restart; returns when new connections see it.

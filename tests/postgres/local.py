@@ -92,7 +92,7 @@ class Node:
         return application_name(self.settings.identity)
 
     def follows(self, upstream: Node, **changes: Any) -> Replication:
-        link = configuration.conninfo(self.settings.identity, upstream.settings.identity)
+        link = configuration.conninfo(self.settings, upstream.settings.identity)
         return Replication(NOBODY, read_only=False, upstream=link, **changes)
 
     async def start(self, replication: Replication, *, standby: bool) -> None:

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import psycopg.conninfo
+
 from manatee.cluster import Peer
+from manatee.config import load
 from sitter.postgres import configuration, controldata, initdb
 from sitter.postgres.configuration import ALONE, NOBODY, Replication
 from tests.postgres.local import HBA, Machines, until
+from tests.unit.test_config import written
+
+REPLICATION = {"postgres.replication_user": "replication", "postgres.replication_password_file": "/p"}
 
 
 def peer(url: str) -> Peer:
@@ -86,10 +94,12 @@ async def test_any_name_survives_postgresql(machines: Machines) -> None:
     assert await node.value("show default_transaction_read_only") == "on"
 
 
-def test_conninfo_quotes_what_needs_it() -> None:
-    upstream = peer("tcp://postgres@127.12.0.1:5432/postgres")
-    assert "application_name='tcp://o\\'c@h:1/x y'" in configuration.conninfo(peer("tcp://o'c@h:1/x y"), upstream)
-    assert "host=127.12.0.1 port=5432 user=postgres" in configuration.conninfo(upstream, upstream)
+def test_conninfo_quotes_what_needs_it(tmp_path: Path) -> None:
+    settings = load(written(tmp_path, {"sitter.state_dir": "/o'c x", **REPLICATION}))
+    line = configuration.conninfo(settings, peer("tcp://postgres@127.12.0.1:5432/postgres"), database="postgres")
+    assert line.startswith("host=127.12.0.1 port=5432 user=replication passfile='/o\\'c x/replication.pgpass' ")
+    assert " sslmode=prefer dbname=postgres application_name=tcp://postgres@127.0.0.2:5432/postgres " in line
+    assert psycopg.conninfo.conninfo_to_dict(line)["passfile"] == "/o'c x/replication.pgpass"
 
 
 async def test_a_standby_is_never_smaller_than_its_primary_was(machines: Machines) -> None:
