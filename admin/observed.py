@@ -40,6 +40,10 @@ class Observed:
     walsenders: tuple[Walsender, ...] = ()
     lag: float | None = None
     """Seconds it is behind in replaying; None when it does not know, or does not replay at all."""
+    in_recovery: bool = False
+    """It is a standby."""
+    read_only: bool = False
+    """A transaction begun now could not write."""
 
     @property
     def online(self) -> bool:

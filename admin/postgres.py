@@ -21,6 +21,7 @@ _WALSENDERS = """
     SELECT application_name, host(client_addr), state, sync_state, sent_lsn, write_lsn, flush_lsn, replay_lsn
     FROM pg_stat_replication ORDER BY backend_start
 """
+_MODE = "SELECT pg_is_in_recovery(), current_setting('transaction_read_only') <> 'off'"
 # A standby that streams and has replayed all it received is not behind, however long ago the last commit was.
 _LAG = """
     SELECT CASE
@@ -62,7 +63,12 @@ async def _observe(peer: Peer, deadline: float) -> Observed:
 async def _ask(connection: psycopg.AsyncConnection[tuple[Any, ...]]) -> Observed:
     rows = await (await connection.execute(_WALSENDERS)).fetchall()
     behind = await (await connection.execute(_LAG)).fetchone()
-    return Observed(walsenders=tuple(_walsender(row) for row in rows), lag=behind[0] if behind else None)
+    mode = await (await connection.execute(_MODE)).fetchone()
+    assert behind is not None
+    assert mode is not None
+    return Observed(
+        walsenders=tuple(_walsender(row) for row in rows), lag=behind[0], in_recovery=mode[0], read_only=mode[1]
+    )
 
 
 def _walsender(row: tuple[Any, ...]) -> Walsender:

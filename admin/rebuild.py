@@ -13,11 +13,10 @@ import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import click
 
-from admin import requests
+from admin import requests, sitters
 from admin.main import command
 from admin.progress import Display
 from admin.rebuilding import Judgement, Look, NoSource, Plan, judge, plan
@@ -33,8 +32,6 @@ PATIENCE = 300.0
 """Seconds without progress until the rebuild is given up; a large database takes long to be made durable."""
 SOURCE = 60.0
 """Seconds in which somebody must serve whom the data can come from: a takeover may be under way."""
-_PING = 3.0
-"""Seconds for a backup server, or our sitter, to answer."""
 _GLANCE = 0.5
 """Seconds between two looks at the sitter."""
 
@@ -72,6 +69,7 @@ class _Rebuild:
         self.target = target
         self.settings = settings
         self.me = settings.identity
+        self.sitter = sitters.sitter_url(self.me, settings.status_port)
         self.services: Services = services(settings.service)
         self.storage: Storage = open_storage(settings)
         self.changed = asyncio.Event()
@@ -103,7 +101,7 @@ class _Rebuild:
             return False
         if await self.services.state(self.settings.service.sitter) is not State.RUNNING:
             return False
-        answer = await _get(f"{_sitter(self.settings)}/restore")
+        answer = await sitters.get(f"{self.sitter}/restore")
         restore = answer.get("restore") if answer else None
         return isinstance(restore, dict) and restore.get("state") in ("running", "waiting")
 
@@ -139,7 +137,7 @@ class _Rebuild:
 
     async def _check_sources(self, planned: Plan) -> None:
         """Only a peer whose backup server answers can give anything. Raises Failed."""
-        answers = await asyncio.gather(*(_ping(peer) for peer in planned.sources))
+        answers = await asyncio.gather(*(sitters.ping(peer) for peer in planned.sources))
         if not any(answer is None for answer in answers):
             reasons = "; ".join(f"{p.label}: {a}" for p, a in zip(planned.sources, answers, strict=True))
             raise Failed(f"no backup server answers, so the data stay: {reasons}")
@@ -213,8 +211,8 @@ class _Rebuild:
         view, service, restore, said = await asyncio.gather(
             shard.read(),
             self.services.state(self.settings.service.sitter),
-            _get(f"{_sitter(self.settings)}/restore"),
-            _get(f"{_sitter(self.settings)}/state"),
+            sitters.get(f"{self.sitter}/restore"),
+            sitters.get(f"{self.sitter}/state"),
         )
         mine = next((each for each in view.active if each.peer.id == self.me.id), None)
         return Look(
@@ -251,11 +249,6 @@ def _or(peers: Iterable[Peer]) -> str:
     return " or ".join(f"{peer.label} ({peer.ip})" for peer in peers)
 
 
-def _sitter(settings: Settings) -> str:
-    host = f"[{settings.peer.ip}]" if ":" in settings.peer.ip else settings.peer.ip
-    return f"http://{host}:{settings.status_port}"
-
-
 def _forget(path: Path) -> None:
     """Remove the file durably."""
     try:
@@ -276,42 +269,9 @@ def _forget(path: Path) -> None:
 async def _listens(settings: Settings) -> bool:
     """Whether a server accepts connections where this peer's PostgreSQL would."""
     try:
-        async with asyncio.timeout(_PING):
+        async with asyncio.timeout(sitters.DEADLINE):
             _, writer = await asyncio.open_connection(settings.peer.ip, settings.peer.postgres_port)
     except (OSError, TimeoutError):
         return False
     writer.close()
     return True
-
-
-async def _ping(peer: Peer) -> str | None:
-    """Why the peer's backup server cannot be counted on; None if it answers."""
-    import aiohttp
-
-    if peer.backup_url is None:
-        return "it has no backup server"
-    try:
-        async with (
-            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_PING)) as session,
-            session.get(f"{peer.backup_url}/ping") as answer,
-        ):
-            return None if answer.status == 200 else f"{peer.backup_url} answers with status {answer.status}"
-    except TimeoutError:
-        return f"{peer.backup_url} does not answer within {_PING:g} s"
-    except aiohttp.ClientError as error:
-        return f"{peer.backup_url}: {error}"
-
-
-async def _get(url: str) -> dict[str, Any] | None:
-    """What the sitter answers; None if it does not, yet."""
-    import aiohttp
-
-    try:
-        async with (
-            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_PING)) as session,
-            session.get(url) as answer,
-        ):
-            document = await answer.json()
-    except (TimeoutError, aiohttp.ClientError, ValueError):
-        return None
-    return document if isinstance(document, dict) else None

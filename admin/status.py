@@ -11,15 +11,15 @@ from typing import Any
 import click
 
 from admin import tables
+from admin.inspection import Inspection, asked, inspect
 from admin.main import command
-from admin.observed import Observations
-from admin.postgres import observe
-from admin.problems import findings, problems
+from admin.problems import Finding, findings
 from admin.shard import Failed, opened, run, state_of
+from admin.standing import told
 from admin.target import Target
 from manatee.client import postgres_address
 from manatee.cluster import ClusterState, Peer
-from manatee.coordination import Coordination, CoordinationError
+from manatee.coordination import CoordinationError
 
 ROLES = ("primary", "sync", "async", "deposed")
 
@@ -31,30 +31,30 @@ def show(target: Target, verbose: bool) -> None:
 
     The exit status is not 0 when a PostgreSQL cannot be queried; what is known is printed all the same.
     """
-    state, seen = run(_look(target))
-    text = tables.show(target.addresses, target.name, state, seen, problems(state, seen), verbose=verbose)
+    found = run(_look(target))
+    text = tables.show(target.addresses, target.name, found.state, found.seen, found.problems, verbose=verbose)
     click.echo(text, nl=False)
-    _end(state, seen)
+    _end(found)
 
 
 @command("verify")
-@click.option("-v", "--verbose", is_flag=True, help="Say what is well, too.")
+@click.option("-v", "--verbose", is_flag=True, help="Say what is well, too, and what each peer holds.")
 def verify(target: Target, verbose: bool) -> None:
     """Print the shard's problems, one a line; the exit status is 0 if there are none.
 
-    An error means that service is down, a warning that it is not.
+    An error means that service is down, a warning that it is not. Where the shard cannot go on by itself the errors say
+    why, what each peer holds of its data, and what would be lost by going on with them.
     """
-    state, seen = run(_look(target))
+    found = run(_look(target, thorough=verbose))
     if verbose:
-        for finding in findings(state, seen):
+        for finding in (*findings(found.state, found.seen), *(Finding("ok", told(one)) for one in found.held)):
             if finding.level == "ok":
                 click.echo(finding)
-    found = problems(state, seen)
-    for problem in found:
+    for problem in found.problems:
         click.echo(problem)
     if verbose:
-        _complain(state, seen)
-    if found:
+        _complain(found)
+    if found.problems:
         raise click.exceptions.Exit(1)
     if verbose:
         click.echo("all checks passed")
@@ -100,22 +100,23 @@ def pg_status(
     """
     selected = _columns(columns, tables.PG_STATUS_WIDE if wide else tables.PG_STATUS)
 
-    def display(state: ClusterState, seen: Observations) -> None:
-        click.echo(tables.table(selected, tables.peer_rows(state, seen, role=role), header=not omit_header), nl=False)
-        if found := problems(state, seen):
-            click.echo("\n" + "\n".join(map(str, found)), err=True)
+    def display(found: Inspection) -> None:
+        rows = tables.peer_rows(found.state, found.seen, role=role)
+        click.echo(tables.table(selected, rows, header=not omit_header), nl=False)
+        if problems := found.problems:
+            click.echo("\n" + "\n".join(map(str, problems)), err=True)
 
     if period is None:
-        state, seen = run(_look(target))
-        display(state, seen)
-        _end(state, seen)
+        found = run(_look(target))
+        display(found)
+        _end(found)
         return
 
     async def repeat() -> None:
         async with opened(target) as shard:
             for turn in itertools.count(1):
                 try:
-                    display(*await _look_again(target, shard))
+                    display(await inspect(target, shard))
                 except (CoordinationError, Failed) as error:
                     click.echo(f"manatee-adm: {error}", err=True)
                 if turn == count:
@@ -138,26 +139,17 @@ async def _state(target: Target) -> ClusterState:
         return state_of(target, await shard.read())
 
 
-async def _look(target: Target) -> tuple[ClusterState, Observations]:
-    state = await _state(target)
-    return state, await observe(_asked(state))
+async def _look(target: Target, *, thorough: bool = False) -> Inspection:
+    async with opened(target) as shard:
+        return await inspect(target, shard, thorough=thorough)
 
 
-async def _look_again(target: Target, shard: Coordination) -> tuple[ClusterState, Observations]:
-    state = state_of(target, await shard.read())
-    return state, await observe(_asked(state))
-
-
-def _asked(state: ClusterState) -> tuple[Peer, ...]:
-    """The peers that should be running PostgreSQL."""
-    return (state.primary,) if state.one_node_write_mode else state.assigned
-
-
-def _complain(state: ClusterState, seen: Observations) -> bool:
+def _complain(found: Inspection) -> bool:
     """Say why servers could not be queried, on standard error; whether there were any."""
-    silent = [peer for peer in _asked(state) if not seen[peer.id].online]
+    silent = [peer for peer in asked(found.state) if not found.seen[peer.id].online]
     for peer in silent:
-        click.echo(f'manatee-adm: peer "{peer.label}": postgres at {_where(peer)}: {seen[peer.id].error}', err=True)
+        why = found.seen[peer.id].error
+        click.echo(f'manatee-adm: peer "{peer.label}": postgres at {_where(peer)}: {why}', err=True)
     return bool(silent)
 
 
@@ -168,6 +160,6 @@ def _where(peer: Peer) -> str:
         return peer.ip
 
 
-def _end(state: ClusterState, seen: Observations) -> None:
-    if _complain(state, seen):
+def _end(found: Inspection) -> None:
+    if _complain(found):
         raise click.exceptions.Exit(1)

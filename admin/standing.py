@@ -1,0 +1,275 @@
+"""Who holds what of a shard's data, and what would be lost if the shard went on with one peer's: facts and sentences.
+
+Pure: what ZooKeeper holds and what the sitters answered in, words out. What is not known is said to be not known: the
+positions of peers that are gone are gone with them.
+
+A commit is acknowledged when the sync has it, so whatever was acknowledged under a generation lies at or below what its
+primary and its sync have flushed, and everything that was acknowledged before it lies below its beginning, `initWal`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from admin.sitters import States
+from manatee.cluster import ClusterState, Comparison, Peer, PeerStatus, Role
+from manatee.coordination import ShardView
+from manatee.lsn import Lsn
+
+
+@dataclass(frozen=True)
+class Holding:
+    """What is known of one peer and its data."""
+
+    peer: Peer
+    role: Role
+    index: int | None = None
+    """Of an async."""
+    present: bool = False
+    """In the active list."""
+    promises_status: bool = True
+    """False for a Manatee 2 peer, which says nothing of itself."""
+    heard: bool = False
+    """It has said how it is, in ZooKeeper or over HTTP; nothing of what follows is known without."""
+    initialized: bool = False
+    identifier: str | None = None
+    acted_on: int = 0
+    """The newest generation it has acted on."""
+    proof: int = 0
+    """The newest generation of which it knows that its data belong to it (docs/safety.md)."""
+    timeline: int | None = None
+    flushed: Lsn | None = None
+    """How far its WAL is on disk; None where PostgreSQL does not run."""
+    serving: bool = False
+    ready: bool = False
+    restoring: bool = False
+    writable: bool = False
+    """Its sitter says that it accepts writes."""
+    ahead: bool = False
+    """Its data are ahead of its upstream's."""
+    diverged: str | None = None
+    """From whom its data have diverged, and where."""
+    reason: str | None = None
+    """What its sitter has decided."""
+    waiting_for: str | None = None
+
+    @property
+    def label(self) -> str:
+        return self.peer.label
+
+    @property
+    def reachable(self) -> bool:
+        """A sitter of it lives, in the active list or not."""
+        return self.present or self.reason is not None
+
+    @property
+    def what(self) -> str:
+        """Its role in words."""
+        return f"async {self.index}" if self.role is Role.ASYNC else str(self.role)
+
+
+def holdings(view: ShardView, states: States) -> list[Holding]:
+    """Every peer that the state names, in its order, then the others that are present."""
+    state = view.state
+    named = (*state.assigned, *state.deposed) if state else ()
+    known = {peer.id: peer for peer in named} | {each.peer.id: each.peer for each in view.active}
+    present = {each.peer.id: each for each in view.active}
+    found = []
+    for peer in known.values():
+        active = present.get(peer.id)
+        found.append(
+            _holding(
+                state,
+                peer,
+                active.status if active else None,
+                states.get(peer.id, {}),
+                present=active is not None,
+                promises_status=active is None or active.promises_status,
+            )
+        )
+    return found
+
+
+def _holding(
+    state: ClusterState | None,
+    peer: Peer,
+    status: PeerStatus | None,
+    said: Mapping[str, Any],
+    *,
+    present: bool,
+    promises_status: bool,
+) -> Holding:
+    postgres, memory = _section(said, "postgres"), _section(said, "memory")
+    asyncs = [each.id for each in state.asyncs] if state else []
+    answer = Comparison.DIVERGED if status and status.diverged else status.compares if status else None
+    comparison = _section(said, "comparison")
+    answer = answer or comparison.get("answer")
+    return Holding(
+        peer=peer,
+        role=state.role_of(peer.id) if state else Role.UNASSIGNED,
+        index=asyncs.index(peer.id) if peer.id in asyncs else None,
+        present=present,
+        promises_status=promises_status,
+        heard=status is not None or bool(memory),
+        initialized=status.initialized if status else bool(memory.get("identifier")),
+        identifier=memory.get("identifier") or (status.system_identifier if status else None),
+        acted_on=max(status.generation if status else 0, memory.get("generation") or 0),
+        proof=memory.get("proof", status.proof if status else 0),
+        timeline=postgres.get("timeline") or (status.timeline if status else None),
+        flushed=_lsn(postgres.get("end")) or (status.lsn if status else None),
+        serving=bool(said.get("serving", status.serving if status else False)),
+        ready=bool(said.get("ready", status.ready if status else False)),
+        restoring=status.restoring if status else False,
+        writable=bool(postgres.get("writable")),
+        ahead=answer == Comparison.AHEAD,
+        diverged=(status.diverged if status else None)
+        or (str(comparison.get("detail")) if answer == Comparison.DIVERGED else None),
+        reason=said.get("reason"),
+        waiting_for=said.get("waitingFor"),
+    )
+
+
+def _section(document: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    section = document.get(name)
+    return section if isinstance(section, Mapping) else {}
+
+
+def _lsn(written: object) -> Lsn | None:
+    try:
+        return Lsn.parse(written) if isinstance(written, str) else None
+    except ValueError:
+        return None
+
+
+def acted_on(held: Iterable[Holding]) -> list[int]:
+    """All generations that anybody is known to have acted on, or to have proof of."""
+    return [number for each in held for number in (each.acted_on, each.proof) if number]
+
+
+# --- What a peer holds, in a sentence ---------------------------------------------------------------------------------
+
+
+def told(one: Holding) -> str:
+    """`peer "5d068733" (sync): proof of generation 3, timeline 3, WAL flushed up to 0/05000000`."""
+    return f'peer "{one.label}" ({one.what}): ' + ", ".join(_facts(one))
+
+
+def _facts(one: Holding) -> list[str]:
+    if not one.heard:
+        if not one.promises_status:
+            return ["a Manatee 2 peer, which says nothing of its data"]
+        return ["present, but has not said how it is" if one.present else "absent: what it holds is not known"]
+    facts = [] if one.present else ["not in the active list"]
+    if not one.initialized:
+        return [*facts, "is being restored" if one.restoring else "has no database"]
+    facts.append(f"proof of generation {one.proof}" if one.proof else "no proof that its data are the shard's")
+    if one.flushed is None:
+        facts.append("PostgreSQL does not run, so its position is not known")
+    else:
+        timeline = f"timeline {one.timeline}, " if one.timeline else ""
+        facts.append(f"{timeline}WAL flushed up to {one.flushed}")
+    if one.diverged:
+        facts.append(f"diverged: {one.diverged}")
+    elif one.ahead:
+        facts.append("ahead of the peer that it should follow")
+    if one.writable:
+        facts.append("accepts writes")
+    return facts
+
+
+# --- What would be lost -----------------------------------------------------------------------------------------------
+
+
+def loss(one: Holding, held: Sequence[Holding], state: ClusterState | None) -> str:
+    """What the shard would lose of what it has acknowledged, if it went on with this peer's data: a sentence."""
+    newest = max([state.generation if state else 0, *acted_on(held)])
+    if state is None or newest > state.generation:
+        return _loss_unnamed(one, held, newest)
+    generation, begins = state.generation, state.init_wal
+    if one.proof == 0:
+        return f"it is not known whether its data are the shard's at all{_parts(one)}; {_compared(one, held)}"
+    if one.role is Role.PRIMARY and one.proof >= generation:
+        return f"nothing: it is the primary of generation {generation}, and has all that it wrote"
+    if one.role is Role.SYNC and one.proof >= max(1, generation - 1) and not one.diverged:
+        return f"nothing: as the sync of generation {generation} it has all that was acknowledged under it"
+    if one.proof < generation - 1:
+        begun = f"what generation {generation} began with, at {begins}"
+        return f"its data belong to generation {one.proof}; it may lack {begun}{_parts(one)}; {_compared(one, held)}"
+    return f"{_compared(one, held)}{_parts(one)}; acknowledged since generation {generation} began, at {begins}"
+
+
+def _loss_unnamed(one: Holding, held: Sequence[Holding], newest: int) -> str:
+    """Where ZooKeeper does not say who was what in the newest generation."""
+    if one.writable:
+        return f"nothing: it is the primary of generation {newest}, and goes on as that"
+    if one.proof == 0:
+        return f"it is not known whether its data are the shard's at all{_parts(one)}; {_compared(one, held)}"
+    roles = f"ZooKeeper does not say who was primary and sync of generation {newest}"
+    return f"{_compared(one, held)}{_parts(one)}; {roles}"
+
+
+def _compared(one: Holding, held: Sequence[Holding]) -> str:
+    """How much WAL others have that this one does not."""
+    if one.flushed is None:
+        return "how much it lacks is not known, as its position is not"
+    others = [each for each in held if each is not one and each.proof and not each.diverged and each.flushed]
+    ahead = max(others, key=lambda each: each.flushed or Lsn(0), default=None)
+    gone = [each for each in held if each.role in (Role.PRIMARY, Role.SYNC) and each is not one and not each.flushed]
+    unknown = f", and what {_labels(gone)} had beyond that, which is not known" if gone else ""
+    if ahead is None or ahead.flushed is None or ahead.flushed <= one.flushed:
+        if not gone:
+            return f"nothing that any other peer has: none is beyond {one.flushed}"
+        return f"all that {_labels(gone)} had beyond {one.flushed}: how much that is, nobody knows"
+    amount = ahead.flushed - one.flushed
+    where = f"between {one.flushed} and {ahead.flushed}, which {ahead.label} has"
+    return f"up to {amount:,} bytes of WAL {where}{unknown}"
+
+
+def _parts(one: Holding) -> str:
+    return f"; they part from the others' ({one.diverged})" if one.diverged else ""
+
+
+def _labels(held: Iterable[Holding]) -> str:
+    return " and ".join(each.label for each in held)
+
+
+# --- Why nobody goes on -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Standstill:
+    """Why the shard acknowledges no writes."""
+
+    why: str
+    for_good: bool
+    """Nothing that is under way will end it: somebody has to come back, or to decide."""
+
+
+def standstill(view: ShardView, held: Sequence[Holding]) -> Standstill:
+    """Who would have to act, and what that peer says of it. For a shard that acknowledges no writes."""
+    state = view.state
+    by_id = {each.peer.id: each for each in held}
+    if state is None:
+        said = "; ".join(_says(each) for each in held if each.reason) or "nobody says why"
+        return Standstill(f"ZooKeeper holds no cluster state: {said}", for_good=True)
+    primary = by_id[state.primary.id]
+    if state.frozen and not primary.present:
+        return Standstill(f"the primary {primary.label} is absent, and the shard is frozen", for_good=True)
+    if primary.present:
+        return Standstill(_says(primary), for_good=primary.waiting_for is not None)
+    if state.sync is None:
+        return Standstill(f"the primary {primary.label} is absent, and it was alone", for_good=True)
+    sync = by_id[state.sync.id]
+    why = f"the primary {primary.label} is absent" + (f" ({primary.reason})" if primary.reason else "")
+    if not sync.present:
+        return Standstill(f"{why}, the sync {sync.label} as well, and nobody else may take over", for_good=True)
+    return Standstill(f"{why}; {_says(sync)}", for_good=sync.waiting_for is not None)
+
+
+def _says(one: Holding) -> str:
+    if one.reason is None:
+        return f"the sitter of {one.label} ({one.what}) does not answer"
+    wants = f", and waits for {one.waiting_for}" if one.waiting_for else ""
+    return f"{one.label} ({one.what}) says: {one.reason}{wants}"
