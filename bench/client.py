@@ -1,5 +1,5 @@
-"""A client that loses as little time as a client can: it holds a connection to every server of a shard, writes through the
-one that takes writes, and while none answers it asks every one of them every 10 ms.
+"""A client that loses as little time as a client can: it holds a connection to every server of a shard, writes through
+the one that takes writes, and while none answers it asks every one of them every 10 ms.
 
 What it measures is the shard's time, not its own: it needs no ZooKeeper, and a server costs it a connection once.
 """
@@ -46,7 +46,7 @@ class Client:
                 group.create_task(self._keep_at(address))
 
     async def missing(self) -> list[int]:
-        """The rows acknowledged so far that the server which acknowledges now does not hold. Call it while `run` does."""
+        """The rows acknowledged so far that the server which takes writes does not hold. Call it while `run` does."""
         acknowledged = [number for number, _ in self.acknowledged]
         for address in self._addresses:
             with contextlib.suppress(psycopg.Error, OSError, TimeoutError):

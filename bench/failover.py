@@ -1,5 +1,5 @@
-"""How long no write is acknowledged after something has happened to a shard, where that time goes, and whether anything is
-lost.
+"""How long no write is acknowledged after something has happened to a shard, where that time goes, and whether anything
+is lost.
 
     python -m bench.failover [--rounds N] [--spans] [KIND ...]
 

@@ -233,7 +233,7 @@ class Daemon:
     async def _join(self) -> None:
         await self._coordination.join(self._me)
         self._resigned_at, self._published = None, None
-        self._transitions.failing_since = None  # who comes back has as long as before to come up
+        self._transitions.failures.forgive()  # who comes back has as long as before to come up
         self.wake()
 
     async def _publish(self, view: View, decision: Decision) -> None:

@@ -116,7 +116,7 @@ class Observer:
                 if row.application_name in names and row.state == "streaming" and row.flush is not None
             },
             link=link,
-            failing_for=None if transitions.failing_since is None else _since(transitions.failing_since, never=0.0),
+            failing_for=None if transitions.failures.since is None else _since(transitions.failures.since, never=0.0),
             handing_over=transitions.handing_over,
         )
 

@@ -7,7 +7,6 @@ decision does just that. It never decides: what it has reached are facts (`seale
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,7 +18,8 @@ from manatee.lsn import Lsn
 from manatee.storage import StorageError, open_storage
 from sitter.bootstrap import Progress, RestoreFailed
 from sitter.bootstrap import Restore as Transfer
-from sitter.postgres import initdb, versions
+from sitter.failures import Failures
+from sitter.postgres import causes, initdb, versions
 from sitter.postgres.configuration import ALONE, NOBODY, Replication, conninfo
 from sitter.postgres.errors import PostgresError, RestartNeeded
 from sitter.postgres.gate import caught_up
@@ -38,9 +38,6 @@ REPAIR_DELAY_MAX = 30.0
 
 OUTGROWN_INTERVAL = 1.0
 """Seconds between two looks at whether a standby that lets nobody in needs greater settings."""
-
-RESTART_DELAY = 0.1
-"""Seconds between PostgreSQL's death and its restart in place."""
 
 
 class Transitions:
@@ -63,11 +60,12 @@ class Transitions:
         self.sealed: Lsn | None = None
         self.sealed_since: float | None = None
         self.unsealed_since: float | None = None
-        self.failing_since: float | None = None
+        self.failures = Failures()
         self.handing_over = False
         self.restarts = 0
         self.doing: str | None = None
         """The step that is being done, for people."""
+        self._begun: float | None = None
         self.problem: str | None = None
         """Why the last attempt at the present wish failed."""
         self.restore: Progress | None = None
@@ -116,13 +114,14 @@ class Transitions:
                     continue
             except (PostgresError, StorageError, RestoreFailed, OSError) as error:
                 self._failed(wanted, error)
-                await self._unless_news(asyncio.sleep(delay))
+                await self._unless_news(asyncio.sleep(max(delay, self.failures.pause)))
                 delay = min(2 * delay, RETRY_DELAY_MAX)
                 continue
-            self.doing, self.problem, delay = None, None, RETRY_DELAY
+            self._begin(None)
+            self.problem, delay = None, RETRY_DELAY
             self._on_change()
             if await self._unless_news(self._watch_over(wanted)):
-                await self._unless_news(asyncio.sleep(RESTART_DELAY))
+                await self._unless_news(asyncio.sleep(self.failures.pause))
 
     async def _unless_news(self, work: object) -> bool:
         """Do the work, unless there is something newer to do: then it is cancelled, and the answer is False."""
@@ -152,13 +151,21 @@ class Transitions:
             for each in (died, hung, kept):
                 each.cancel()
             await asyncio.gather(kept, return_exceptions=True)
-        self.failing_since = self.failing_since or time.monotonic()
         self.restarts += 1
         if not self._server.exited.is_set():
+            self.failures.failed(causes.HUNG, self._watch.problem or "no answer")
             self._log.error("PostgreSQL does not answer: ending it", problem=self._watch.problem)
             await self._server.stop("immediate")
         else:
-            self._log.error("PostgreSQL died: restarting it", last_words=self._server.last_words)
+            said = await self._server.obituary()
+            self.failures.failed(causes.cause_of(said, returncode=self._server.returncode), said)
+            self._log.error(
+                "PostgreSQL died: restarting it",
+                cause=self.failures.last and self.failures.last.cause,
+                returncode=self._server.returncode,
+                last_words=said,
+                pause=self.failures.pause,
+            )
         self._void_seal()
         self._on_change()
 
@@ -189,8 +196,20 @@ class Transitions:
             self._log.error("transition failed", wanted=type(wanted).__name__, doing=self.doing, error=problem)
         self.problem = problem
         if isinstance(wanted, Primary | Standby) and not self._server.running:
-            self.failing_since = self.failing_since or time.monotonic()
+            self.failures.failed(causes.cause_of(problem), problem)
+        self._end_step()
         self._on_change()
+
+    def _begin(self, step: str | None) -> None:
+        """A step begins, or none does."""
+        self._end_step()
+        self.doing, self._begun = step, time.monotonic()
+
+    def _end_step(self) -> None:
+        """Log how long the step took that is being done: what an outage was spent on."""
+        if self.doing is not None and self._begun is not None:
+            self._log.info("step", step=self.doing, seconds=round(time.monotonic() - self._begun, 3))
+        self._begun = None
 
     # --- What can be wanted -------------------------------------------------------------------------------------
 
@@ -210,7 +229,7 @@ class Transitions:
                 await self._standby(wanted)
 
     async def _stop(self, *, clean: bool) -> None:
-        self.doing = "stopping PostgreSQL"
+        self._begin("stopping PostgreSQL")
         if clean and self._server.running:
             self.handing_over = not self._server.standby
             await self._server.stop_cleanly()
@@ -219,16 +238,16 @@ class Transitions:
         self._void_seal()
 
     async def _initialize(self) -> None:
-        self.doing = "creating the database with initdb"
+        self._begin("creating the database with initdb")
         made = await initdb.initialize(self._settings, self._log, timeout=self._settings.postgres.start_timeout)
         initdb.adopt(self._settings, made)
         self._watch.forget_identity()
 
     async def _restore(self, sources: tuple[Peer, ...]) -> None:
         if not sources:
-            self.doing = "waiting for a peer to restore from"
+            self._begin("waiting for a peer to restore from")
             return
-        self.doing = f"restoring from {sources[0].label}"
+        self._begin(f"restoring from {sources[0].label}")
         await self._server.stop("immediate")
         transfer = Transfer(self._settings, open_storage(self._settings), self._log, self._progressed)
         self.restore = transfer.progress
@@ -256,12 +275,12 @@ class Transitions:
         self.handing_over = False
         if not self._server.running:
             self._void_seal()
-            self.doing = "starting PostgreSQL"
+            self._begin("starting PostgreSQL")
             waits_for = NOBODY if wanted.sealed else name
             await self._server.start(Replication(waits_for, read_only=True), as_standby=self._server.is_standby_on_disk)
         await self._online()
         if self._server.standby:
-            self.doing = "promoting PostgreSQL"
+            self._begin("promoting PostgreSQL")
             await self._server.configure(Replication(name, read_only=True))
             await promote(self._settings, self._log)
             self._server.standby = False
@@ -269,17 +288,17 @@ class Transitions:
         self.upstream = None
         if wanted.sealed:
             if self.sealed is None:
-                self.doing = "sealing: from now on nothing more is acknowledged"
+                self._begin("sealing: from now on nothing more is acknowledged")
                 self._seal_at(await seal_primary(self._settings, self._server, wanted.sync))
             return
         if self._server.replication.commits_wait_for != name:
-            self.doing = "having commits wait for the sync"
+            self._begin("having commits wait for the sync")
             await self._server.configure(Replication(name, read_only=self._server.replication.read_only))
         if wanted.fenced:
-            self.doing = "shutting clients out"
+            self._begin("shutting clients out")
             await self._server.shut_out_clients()
         elif self._server.replication.read_only:
-            self.doing = "waiting until the sync has caught up, to accept writes"
+            self._begin("waiting until the sync has caught up, to accept writes")
             if name != ALONE:
                 await caught_up(self._settings, name)
             await self._server.configure(Replication(name, read_only=False))
@@ -293,16 +312,16 @@ class Transitions:
             await self._server.stop("immediate")
         if not self._server.running:
             self._void_seal()
-            self.doing = "starting PostgreSQL as a standby"
+            self._begin("starting PostgreSQL as a standby")
             await self._server.start(target, as_standby=True)
         elif not wanted.sealed and self._server.replication != target:
-            self.doing = f"following {upstream.label}" if upstream else "following nobody"
+            self._begin(f"following {upstream.label}" if upstream else "following nobody")
             await self._server.configure(target)
         if not wanted.sealed:
             self.upstream = upstream
         await self._online()
         if wanted.sealed and self.sealed is None:
-            self.doing = "sealing: from now on nothing more is received"
+            self._begin("sealing: from now on nothing more is received")
             try:
                 self._seal_at(await seal_standby(self._settings, self._server))
             except RestartNeeded:
@@ -320,11 +339,8 @@ class Transitions:
                 if outgrown := await self._server.outgrown():
                     await self._server.stop("immediate")
                     raise PostgresError(f"its replay was paused before anyone was let in: {outgrown}")
-            with contextlib.suppress(TimeoutError):
-                # In a recovery of hours nobody waits for the moment.
-                async with asyncio.timeout(min(0.5, max(0.02, (time.monotonic() - begun) / 10))):
-                    await self._server.exited.wait()
-        self.failing_since = None
+            await self._server.opening(asked=time.monotonic() - begun)
+        self.failures.came_up()
         self._on_change()
 
     # --- Seals --------------------------------------------------------------------------------------------------

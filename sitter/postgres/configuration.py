@@ -45,8 +45,8 @@ _DEFAULTS = {"wal_keep_size": "512"}
 """Better than PostgreSQL's own (megabytes here), but the operator's word counts."""
 
 _SYNCFS = {"recovery_init_sync_method": "syncfs"}
-"""The same, from PostgreSQL 14 on where the kernel has syncfs(2) and tells of its failures (Linux 5.8): recovery after a
-crash begins by syncing what is there, and doing so file by file takes most of a restart in place."""
+"""The same, from PostgreSQL 14 on where the kernel has syncfs(2) and tells of its failures (Linux 5.8): recovery after
+a crash begins by syncing what is there, and file by file that takes most of a restart in place."""
 
 _AT_LEAST = {"max_wal_senders": 10, "max_replication_slots": 10, "superuser_reserved_connections": 3}
 """Below these the shard cannot work, whatever the operator's file says."""

@@ -10,6 +10,7 @@ sitter left behind.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import os
 import re
@@ -96,6 +97,7 @@ class Postmaster:
         self._watch: asyncio.Task[None] | None = None
         self._output: asyncio.ReadTransport | None = None
         self._lines = _Log(log)
+        self._wrapper: tuple[str, ...] | None = None
         self.exited = asyncio.Event()
         self.exited.set()
         self.returncode: int | None = None
@@ -116,7 +118,10 @@ class Postmaster:
 
     @property
     def status(self) -> str | None:
-        """What the running postmaster says of itself in its lock file: `starting`, `standby`, `ready`, `stopping`."""
+        """What the running postmaster says of itself in its lock file: `starting`, `standby`, `ready`, `stopping`.
+
+        `standby`: a hot standby that does not let anybody in yet; one that does is `ready`.
+        """
         lock = leftovers.lock_file(self._data_dir)
         return lock.status if lock is not None and lock.pid == self.pid else None
 
@@ -159,15 +164,15 @@ class Postmaster:
         """
         if self.running and mode == "fast":
             self._signal(signal.SIGINT)
-            await self._exit(timeout)
+            await self.exit(timeout)
         if self.running:
             self._signal(signal.SIGQUIT)
-            await self._exit(IMMEDIATE_GRACE if mode == "fast" else min(timeout, IMMEDIATE_GRACE))
+            await self.exit(IMMEDIATE_GRACE if mode == "fast" else min(timeout, IMMEDIATE_GRACE))
         if self.running:
             self._log.error("PostgreSQL does not stop, killing it", pid=self.pid)
             self._signal(signal.SIGCONT)
             self._signal(signal.SIGKILL)
-            await self._exit(IMMEDIATE_GRACE)
+            await self.exit(IMMEDIATE_GRACE)
         if not await leftovers.gone(self._data_dir, timeout=1.0):
             await leftovers.end(self._data_dir, self._log, grace=0.5, timeout=IMMEDIATE_GRACE)
         if not self.running:
@@ -217,7 +222,12 @@ class Postmaster:
         self._log.info("PostgreSQL started", pid=self._process.pid, data_dir=str(self._data_dir))
 
     async def _dying_with_us(self) -> tuple[str, ...]:
-        """The words before the command that give it a parent-death signal, if that works here."""
+        """The words before the command that give it a parent-death signal, if that works here; tried once."""
+        if self._wrapper is None:
+            self._wrapper = await self._tried_wrapper()
+        return self._wrapper
+
+    async def _tried_wrapper(self) -> tuple[str, ...]:
         wrapper = (shutil.which("setpriv") or "setpriv", "--pdeathsig", "QUIT")
         try:
             trial = await asyncio.create_subprocess_exec(*wrapper, "true", stderr=asyncio.subprocess.DEVNULL)
@@ -243,10 +253,10 @@ class Postmaster:
                 return True
             if time.monotonic() > deadline:
                 raise StartFailed(f"not listening within the deadline: {self._last_words()}")
-            await self._exit(leftovers.LOOK)
+            await self.exit(leftovers.LOOK)
         return False
 
-    async def _exit(self, timeout: float) -> None:
+    async def exit(self, timeout: float) -> None:
         """Wait for the postmaster's end, but no longer than `timeout` seconds."""
         try:
             async with asyncio.timeout(timeout):
@@ -268,6 +278,13 @@ class Postmaster:
             await self._watch
             self._watch = None
         self._process = None
+
+    async def obituary(self) -> str:
+        """What a server that has ended complained of last; what it has written is read first."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await self._lines.closed.wait()
+        return self._last_words()
 
     def _last_words(self) -> str:
         """What the server said last that was a complaint, or all that it said last."""

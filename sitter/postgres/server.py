@@ -54,6 +54,28 @@ class Server:
         return " | ".join(self._postmaster.last_lines[-3:]) or "it said nothing"
 
     @property
+    def returncode(self) -> int | None:
+        """How the last postmaster ended; negative: by that signal."""
+        return self._postmaster.returncode
+
+    async def obituary(self) -> str:
+        """What a server that has ended said last, all of it read."""
+        return await self._postmaster.obituary()
+
+    async def opening(self, *, asked: float) -> None:
+        """Return when it may be worth while to ask whether it lets anyone in: by its own word, which costs next to
+        nothing to read, or because it has ended; and now and then anyway.
+
+        `asked` is for how many seconds it has been asked already: in a recovery of hours nobody waits for the moment.
+        """
+        if self._postmaster.status == "ready":  # and turned us away, or was not through when we asked
+            await asyncio.sleep(min(0.5, max(0.01, asked / 10)))
+            return
+        ends = time.monotonic() + min(1.0, max(0.1, asked))
+        while self.running and self._postmaster.status != "ready" and time.monotonic() < ends:
+            await self._postmaster.exit(min(0.1, max(0.005, asked / 100)))
+
+    @property
     def is_standby_on_disk(self) -> bool:
         """Started on its data as they are, it would be a standby."""
         return (self._settings.storage.data_dir / "standby.signal").exists()

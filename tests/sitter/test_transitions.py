@@ -71,6 +71,8 @@ async def test_stopping_what_is_dead_does_not_make_it_well() -> None:
     """A primary that cannot start makes way: while it does, the core must go on seeing why."""
     unused = cast(Any, None)
     transitions = Transitions(cast(Any, Settings()), cast(Any, Idle()), unused, structlog.get_logger(), lambda: None)
-    transitions.failing_since = 1.0
+    transitions.failures.failed("killed", "")
+    since = transitions.failures.since
     await transitions._stop(clean=False)
-    assert transitions.failing_since == 1.0
+    assert since is not None
+    assert transitions.failures.since == since
