@@ -11,7 +11,6 @@ from collections.abc import Awaitable, Callable
 from manatee.config import EXIT_BAD_CONFIGURATION, BadConfiguration, Settings, load
 from manatee.log import Logger, set_up
 from manatee.storage import StorageError
-from manatee.tls import BadCertificate
 
 Serve = Callable[[Settings, Logger, asyncio.Event], Awaitable[None]]
 """Runs until the event is set, and has ended everything of its own when it returns."""
@@ -30,7 +29,10 @@ def run(name: str, description: str, serve: Serve) -> int:
     logger = set_up(settings.log, service=name, peer=settings.identity.id)
     try:
         asyncio.run(_until_stopped(settings, logger, serve))
-    except (OSError, LookupError, StorageError, BadCertificate) as error:
+    except BadConfiguration as error:
+        logger.error("cannot run", error=str(error))
+        return EXIT_BAD_CONFIGURATION
+    except (OSError, LookupError, StorageError) as error:
         logger.error("cannot run", error=str(error))
         return 1
     return 0

@@ -14,18 +14,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from manatee.config import Tls
+from manatee.config import BadConfiguration, Tls
 from manatee.log import Logger
 
 
-class BadCertificate(Exception):
+class BadCertificate(BadConfiguration):
     """A file that `tls` names cannot be used; the message says which and why."""
-
-
-def check(tls: Tls) -> None:
-    """Whether the files can be used; raises BadCertificate."""
-    client_context(tls)
-    _own_context(tls)
 
 
 def client_context(tls: Tls) -> ssl.SSLContext:

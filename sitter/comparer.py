@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-import aiohttp
-
 from manatee.config import Settings
 from manatee.log import Logger
+from manatee.peerserver import session
+from manatee.tls import BadCertificate
 from sitter.postgres.compare import compare
 from sitter.postgres.errors import PostgresError
 from sitter.postgres.server import Server
@@ -56,33 +56,33 @@ class Comparer:
 
     async def run(self) -> None:
         """Until cancelled."""
-        async with aiohttp.ClientSession() as http:
-            while True:
-                self._asked.clear()
-                if self._wanted is None:
-                    await self._asked.wait()
-                    continue
-                work = asyncio.create_task(self._keep_comparing(http, self._wanted))
-                try:
-                    await self._asked.wait()
-                finally:
-                    work.cancel()
-                    await asyncio.gather(work, return_exceptions=True)
+        while True:
+            self._asked.clear()
+            if self._wanted is None:
+                await self._asked.wait()
+                continue
+            work = asyncio.create_task(self._keep_comparing(self._wanted))
+            try:
+                await self._asked.wait()
+            finally:
+                work.cancel()
+                await asyncio.gather(work, return_exceptions=True)
 
-    async def _keep_comparing(self, http: aiohttp.ClientSession, question: Compare) -> None:
+    async def _keep_comparing(self, question: Compare) -> None:
         delay = FIRST_DELAY
         while True:
-            await self._compare(http, question)
+            await self._compare(question)
             await asyncio.sleep(delay)
             delay = min(delay * 2, LONGEST_DELAY)
 
-    async def _compare(self, http: aiohttp.ClientSession, question: Compare) -> None:
+    async def _compare(self, question: Compare) -> None:
         upstream = question.upstream
         if self._server.running and not self._server.standby:
             return  # a primary that is still being stopped may write on behind what was compared
         try:
-            found = await compare(self._settings, upstream, http)
-        except PostgresError as error:
+            async with session(self._settings) as http:
+                found = await compare(self._settings, upstream, http)
+        except (PostgresError, BadCertificate) as error:
             problem = str(error)
         else:
             if found.answer is not None:
