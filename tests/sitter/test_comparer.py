@@ -29,7 +29,8 @@ async def test_a_primary_that_is_still_being_stopped_is_not_compared(
         raise CompareFailed("far enough")
 
     monkeypatch.setattr(comparer, "compare", compare)
-    settings, server = cast(Any, SimpleNamespace(tls=None)), cast(Any, SimpleNamespace(running=running, standby=standby))
+    settings = cast(Any, SimpleNamespace(tls=None))
+    server = cast(Any, SimpleNamespace(running=running, standby=standby))
     under_test = comparer.Comparer(settings, structlog.get_logger(), lambda: None, server)
     await under_test._compare(Compare(A, 4, 4))
     assert bool(asked) is compares
