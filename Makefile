@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo cluster test test-zfs model bench lint format lock clean prepare
+.PHONY: help demo cluster test test-zfs model chaos bench lint format lock clean prepare
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,6 +22,9 @@ test-zfs: ## The tests of storage with a real OpenZFS, in a virtual machine (roo
 
 model: prepare ## The rules against every world, and every broken rule against the model; twenty minutes
 	@.venv/bin/python -m tests.model $(ARGS)
+
+chaos: prepare ## A shard under faults, and a checker of all it acknowledged (root; ROUNDS=3 SEED=n FAULTS=a,b)
+	@.venv/bin/python -m tests.chaos $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SEED),--seed $(SEED)) $(if $(FAULTS),--faults $(FAULTS)) $(ARGS)
 
 bench: prepare ## Measure: a decision, the outage of a failover, what an idle sitter costs
 	@.venv/bin/python -m bench.decide

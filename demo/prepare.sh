@@ -49,6 +49,12 @@ if [[ " $* " == *" vm "* ]]; then
     command -v mmdebstrap > /dev/null || missing+=(mmdebstrap)
     command -v mksquashfs > /dev/null || missing+=(squashfs-tools)
 fi
+# For `make chaos`, which root alone can run.
+if [ "$(id -u)" = 0 ]; then
+    command -v ip > /dev/null || missing+=(iproute2)
+    command -v nft > /dev/null || missing+=(nftables)
+    [ -n "$(echo /usr/lib/*/faketime/libfaketime.so.1 | grep -v '\*')" ] || missing+=(libfaketime)
+fi
 install_packages "${missing[@]}"
 
 # A virtual environment works in the place that it was made for, and with the Python that made it.

@@ -1,0 +1,269 @@
+"""The promises, read off the history: pure functions from operations and final tables to findings.
+
+No search is needed. Every write transaction says what it found, and every value is written once, so the order of writes
+is there to be read; it only has to be one order, agree with real time, and end in what the tables hold. (The idea of
+Elle's recoverable, traceable histories: Kingsbury and Alvaro, 2020.) All of it is linear in the number of operations.
+
+- *Inserts*: acknowledged rows are there; rows that are there were sent, and not refused.
+- *Registers*: a transaction that found version n wrote version n + 1, so the order of versions is the order of the
+  register's history. One writer per version; each found the token that its predecessor wrote; nobody began after
+  somebody of a later version had ended. That is linearizability for a register of which every operation is a
+  read-modify-write.
+- *Lists*: what an acknowledged append found must be a beginning of the final list, and end with its own element; the
+  order of elements must agree with real time.
+- *One writer*: a *reign* is a server and a timeline. Of two reigns, the one with the lower timeline is the older;
+  nothing may be acknowledged by it that was sent after the other had acknowledged something. Two servers never
+  acknowledge on the same timeline.
+- *Stale reads*: reads that lack what was acknowledged before they began are counted, not forbidden: a fenced or deposed
+  primary may answer them. So are reads of elements that are in no final list.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from tests.chaos.history import Operation
+
+SHOWN = 5
+"""How many examples a finding gives."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A broken promise."""
+
+    promise: str
+    text: str
+    at: float | None = None
+    """When, if that can be said."""
+
+    def __str__(self) -> str:
+        return f"{self.promise}: {self.text}"
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What the primary holds in the end."""
+
+    inserts: frozenset[int]
+    registers: Mapping[int, tuple[int, int]]
+    """Version and token by key."""
+    lists: Mapping[int, Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Stale:
+    """Reads that a client of the primary alone would not have seen."""
+
+    old: int = 0
+    unconfirmed: int = 0
+    """Of elements that nobody has in the end."""
+    by_peer: Mapping[str, int] = field(default_factory=dict)
+
+
+def check(operations: Sequence[Operation], tables: Tables) -> list[Finding]:
+    """Everything that is wrong; empty if nothing is."""
+    return [
+        *inserts(operations, tables.inserts),
+        *registers(operations, tables.registers),
+        *lists(operations, tables.lists),
+        *one_writer(operations),
+    ]
+
+
+# --- Inserts --------------------------------------------------------------------------------------------------------
+
+
+def inserts(operations: Iterable[Operation], there: frozenset[int]) -> Iterator[Finding]:
+    sent = {operation.value: operation for operation in operations if operation.kind == "insert"}
+    lost = [each for value, each in sent.items() if each.acknowledged and value not in there]
+    if lost:
+        lost.sort(key=lambda each: each.ended)
+        yield Finding("no acknowledged write is lost", f"{len(lost)} rows: {_some(lost)}", lost[0].ended)
+    refused = [each for value, each in sent.items() if each.outcome == "no" and value in there]
+    if refused:
+        yield Finding("no write is invented", f"{len(refused)} rows that were refused are there: {_some(refused)}")
+    unknown = sorted(there - sent.keys())
+    if unknown:
+        yield Finding("no write is invented", f"{len(unknown)} rows that nobody sent: {unknown[:SHOWN]}")
+
+
+# --- Registers ------------------------------------------------------------------------------------------------------
+
+
+def registers(operations: Iterable[Operation], final: Mapping[int, tuple[int, int]]) -> Iterator[Finding]:
+    by_key: defaultdict[int, list[Operation]] = defaultdict(list)
+    for operation in operations:
+        if operation.kind == "register" and operation.outcome != "no" and operation.seen:
+            by_key[operation.key].append(operation)
+    for key, writes in by_key.items():
+        yield from _register(key, writes, final.get(key, (0, 0)))
+
+
+def _register(key: int, writes: Sequence[Operation], final: tuple[int, int]) -> Iterator[Finding]:
+    promise = "registers are linearizable"
+    writers: defaultdict[int, list[Operation]] = defaultdict(list)
+    for write in writes:
+        writers[write.seen[0] + 1].append(write)
+    acknowledged = sorted((write for write in writes if write.acknowledged), key=lambda write: write.seen[0])
+    for version, claims in writers.items():
+        sure = [claim for claim in claims if claim.acknowledged]
+        if len(sure) > 1:
+            yield Finding(promise, f"register {key}: version {version} was written twice: {_some(sure)}", sure[0].ended)
+    for write in acknowledged:
+        before, token = write.seen
+        candidates = writers[before]
+        if before and token not in {candidate.value for candidate in candidates}:
+            text = f"register {key}: version {before} held {token}, which nobody wrote as that: {_some([write])}"
+            yield Finding(promise, text, write.ended)
+        other = next((each for each in candidates if each.acknowledged and each.value != token), None)
+        if other is not None:
+            text = f"register {key}: {_some([write])} found {token} in version {before}, but {_some([other])} wrote it"
+            yield Finding(promise, text, write.ended)
+    yield from _real_time(f"register {key}", promise, acknowledged)
+    last = acknowledged[-1] if acknowledged else None
+    if last and (final[0] <= last.seen[0] or (final[0] == last.seen[0] + 1 and final[1] != last.value)):
+        text = f"register {key} ends as version {final[0]} with {final[1]}, but {_some([last])} was acknowledged after"
+        yield Finding("no acknowledged write is lost", text, last.ended)
+
+
+# --- Lists ----------------------------------------------------------------------------------------------------------
+
+
+def lists(operations: Iterable[Operation], final: Mapping[int, Sequence[int]]) -> Iterator[Finding]:
+    by_key: defaultdict[int, list[Operation]] = defaultdict(list)
+    for operation in operations:
+        if operation.kind == "append":
+            by_key[operation.key].append(operation)
+    for key, appends in by_key.items():
+        yield from _list(key, appends, final.get(key, ()))
+    for key in final.keys() - by_key.keys():
+        yield Finding("no write is invented", f"list {key}, which nobody appended to")
+
+
+def _list(key: int, appends: Sequence[Operation], final: Sequence[int]) -> Iterator[Finding]:
+    place = {value: number for number, value in enumerate(final)}
+    acknowledged = [each for each in appends if each.acknowledged]
+    lost = [each for each in acknowledged if each.value not in place]
+    if lost:
+        yield Finding(
+            "no acknowledged write is lost", f"list {key}: {len(lost)} elements: {_some(lost)}", lost[0].ended
+        )
+    if len(place) != len(final):
+        yield Finding("no write is invented", f"list {key} holds an element twice")
+    if invented := place.keys() - {each.value for each in appends if each.outcome != "no"}:
+        yield Finding("no write is invented", f"list {key}: {sorted(invented)[:SHOWN]}")
+    for each in acknowledged:
+        if each.value in place and list(each.seen) != list(final[: place[each.value] + 1]):
+            text = f"list {key}: what {_some([each])} found is not how the list begins"
+            yield Finding("lists are linearizable", text, each.ended)
+            break
+    kept = sorted((each for each in acknowledged if each.value in place), key=lambda each: place[each.value])
+    yield from _real_time(f"list {key}", "lists are linearizable", kept)
+
+
+def _real_time(what: str, promise: str, ordered: Sequence[Operation]) -> Iterator[Finding]:
+    """Nobody may stand before one who had ended before he began."""
+    latest: Operation | None = None
+    for operation in ordered:
+        if latest is not None and operation.ended < latest.began:
+            yield Finding(promise, f"{what}: {_some([latest])} comes before {_some([operation])}", operation.ended)
+            return
+        if latest is None or operation.began > latest.began:
+            latest = operation
+
+
+# --- One writer -----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Reign:
+    peer: str
+    timeline: int
+    first: Operation
+    """Of all it acknowledged, what ended first."""
+    last: Operation
+    """What was sent last."""
+
+
+def one_writer(operations: Iterable[Operation]) -> Iterator[Finding]:
+    promise = "at most one peer acknowledges writes"
+    reigns = reigns_of(operations)
+    for number, older in enumerate(reigns):
+        for younger in reigns[number + 1 :]:
+            if older.timeline == younger.timeline:
+                text = f"{older.peer} and {younger.peer} both did on timeline {older.timeline}"
+                yield Finding(promise, text, younger.first.ended)
+            elif (older.last.sent or 0.0) > younger.first.ended:
+                text = (
+                    f"{older.peer} (timeline {older.timeline}) acknowledged {_some([older.last])} after {younger.peer}"
+                    f" (timeline {younger.timeline}) had acknowledged {_some([younger.first])}"
+                )
+                yield Finding(promise, text, older.last.ended)
+
+
+def reigns_of(operations: Iterable[Operation]) -> list[_Reign]:
+    """Who acknowledged, in the order of their timelines."""
+    found: dict[tuple[str, int], _Reign] = {}
+    for operation in operations:
+        if not operation.acknowledged or operation.peer is None or operation.timeline is None:
+            continue
+        reign = found.setdefault(
+            (operation.peer, operation.timeline),
+            _Reign(operation.peer, operation.timeline, operation, operation),
+        )
+        if operation.ended < reign.first.ended:
+            reign.first = operation
+        if (operation.sent or 0.0) > (reign.last.sent or 0.0):
+            reign.last = operation
+    return sorted(found.values(), key=lambda reign: (reign.timeline, reign.first.ended))
+
+
+# --- What is counted ------------------------------------------------------------------------------------------------
+
+
+def stale_reads(operations: Sequence[Operation], final: Mapping[int, Sequence[int]]) -> Stale:
+    places = {key: {value: number for number, value in enumerate(items)} for key, items in final.items()}
+    appends: defaultdict[int, list[Operation]] = defaultdict(list)
+    for each in operations:
+        if each.kind == "append" and each.acknowledged:
+            appends[each.key].append(each)
+    old = unconfirmed = 0
+    by_peer: defaultdict[str, int] = defaultdict(int)
+    for read in (each for each in operations if each.kind == "read" and each.acknowledged):
+        found = set(read.seen)
+        lacks = any(each.ended < read.began and each.value not in found for each in appends[read.key])
+        strange = not found <= places.get(read.key, {}).keys()
+        old, unconfirmed = old + lacks, unconfirmed + strange
+        if lacks or strange:
+            by_peer[read.peer or "?"] += 1
+    return Stale(old, unconfirmed, dict(by_peer))
+
+
+@dataclass(frozen=True)
+class Outage:
+    """A time in which nothing was acknowledged to anybody."""
+
+    began: float
+    ended: float
+
+    @property
+    def seconds(self) -> float:
+        return self.ended - self.began
+
+
+def outages(operations: Iterable[Operation], *, longer_than: float = 1.0) -> list[Outage]:
+    ended = sorted(each.ended for each in operations if each.acknowledged and each.kind != "read")
+    return [Outage(before, after) for before, after in pairwise(ended) if after - before > longer_than]
+
+
+def _some(operations: Sequence[Operation]) -> str:
+    shown = [
+        f"{each.kind} {each.value} of {each.client} (by {each.peer}, timeline {each.timeline},"
+        f" sent {each.sent or 0:.3f}, ended {each.ended:.3f})"
+        for each in operations[:SHOWN]
+    ]
+    return "; ".join(shown)

@@ -1,0 +1,114 @@
+"""The network: a namespace for each machine, all on one bridge, and what can be wrong with the links between them.
+
+The machine that runs the test has an address on the bridge, too, the *seat*: from there it sees everybody whatever is
+cut, since cuts are between named nodes only. Nothing routes between the bridge and the world.
+
+A cut is a pair of nodes, one direction: the second drops what comes from the first. Several faults may have cut the
+same pair; it is whole when all of them have mended it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import subprocess
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
+
+from tests.chaos.slot import Slot
+
+SEAT = 254
+"""The last number of the seat's address."""
+
+Pair = tuple[str, str]
+"""From, to."""
+
+
+class NetworkFailed(Exception):
+    """A command for the network failed; the message has its words."""
+
+
+def between(some: Iterable[str], others: Iterable[str]) -> list[Pair]:
+    """Both directions between each of `some` and each of `others`."""
+    pairs = [(one, other) for one, other in product(some, others) if one != other]
+    return pairs + [(other, one) for one, other in pairs]
+
+
+class Network:
+    """The namespaces of `nodes`, in the slot, which removes them. `start` makes them."""
+
+    def __init__(self, slot: Slot, nodes: Sequence[str]) -> None:
+        self._slot = slot
+        self.nodes: Mapping[str, str] = {name: f"{slot.network}.{number}" for number, name in enumerate(nodes, 1)}
+        """Addresses by name."""
+        self._cuts: Counter[Pair] = Counter()
+        self._lock = asyncio.Lock()
+
+    @property
+    def seat(self) -> str:
+        return f"{self._slot.network}.{SEAT}"
+
+    def inside(self, node: str) -> tuple[str, ...]:
+        """What to put before a command to have it run on a node."""
+        return ("nsenter", f"--net=/run/netns/{self._slot.namespace(node)}", "--")
+
+    async def start(self) -> None:
+        bridge = self._slot.bridge
+        lines = [f"link add {bridge} type bridge", f"addr add {self.seat}/24 dev {bridge}", f"link set {bridge} up"]
+        for node in self.nodes:
+            link, namespace = self._slot.link(node), self._slot.namespace(node)
+            lines += [
+                f"netns add {namespace}",
+                f"link add {link} type veth peer name eth0 netns {namespace}",
+                f"link set {link} master {bridge} up",
+            ]
+        await _command("ip", "-batch", "-", given="\n".join(lines))
+        for node, address in self.nodes.items():
+            inside = ["link set lo up", f"addr add {address}/24 dev eth0", "link set eth0 up"]
+            await _command("ip", "-n", self._slot.namespace(node), "-batch", "-", given="\n".join(inside))
+
+    async def cut(self, pairs: Iterable[Pair]) -> None:
+        """From now on these packets vanish."""
+        await self._change(Counter(pairs))
+
+    async def mend(self, pairs: Iterable[Pair]) -> None:
+        """Take back one `cut` of each of these pairs."""
+        await self._change(Counter({pair: -count for pair, count in Counter(pairs).items()}))
+
+    async def _change(self, difference: Counter[Pair]) -> None:
+        async with self._lock:
+            for pair, count in difference.items():
+                self._cuts[pair] += count
+            async with asyncio.TaskGroup() as group:
+                for node in {to for _, to in difference}:
+                    group.create_task(self._filter(node))
+
+    async def _filter(self, node: str) -> None:
+        """Replace a node's rules by what is cut now, in one step (nft(8), a file is one transaction)."""
+        sources = ", ".join(
+            sorted(self.nodes[one] for (one, to), count in self._cuts.items() if to == node and count > 0)
+        )
+        dropped = f"ip saddr {{ {sources} }} drop;" if sources else ""
+        chain = f"chain cuts {{ type filter hook input priority 0; {dropped} }}"
+        text = f"table inet chaos\ndelete table inet chaos\ntable inet chaos {{ {chain}; }}\n"
+        await _command(*self.inside(node), "nft", "-f", "-", given=text)
+
+    async def slow(self, node: str, bits: int) -> None:
+        """What the node sends goes at so many bits a second, with a short queue (tc-tbf(8)); 0 for full speed again."""
+        tc = (*self.inside(node), "tc", "qdisc")
+        if bits:
+            words = ("replace", "dev", "eth0", "root", "tbf", "rate", f"{bits}bit", "burst", "16kb", "latency", "300ms")
+            await _command(*tc, *words)
+        else:
+            with contextlib.suppress(NetworkFailed):  # it was not slow
+                await _command(*tc, "del", "dev", "eth0", "root")
+
+
+async def _command(*argv: str, given: str = "") -> None:
+    def run() -> None:
+        done = subprocess.run(argv, input=given, capture_output=True, text=True, check=False, timeout=30)
+        if done.returncode:
+            raise NetworkFailed(f"{' '.join(argv)}: {done.stderr.strip()}")
+
+    await asyncio.to_thread(run)
