@@ -1,7 +1,8 @@
 """Where a local shard lives: one directory under `${TMPDIR:-/tmp}`, gone when its owner is done.
 
 The owner holds a lock on it for as long as it lives. What an owner left that was killed itself, the next one clears:
-directories of the same user that nobody holds, and the processes that were started from them and still run.
+directories of the same user that nobody holds, the processes that were started from them and still run, and the ZFS
+pools on files in them.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import psutil
 
+from demo import zfs
 from demo.process import PID_SUFFIX
 
 KEEP = "MANATEE_KEEP"
@@ -72,6 +74,7 @@ def clear(directory: Path) -> bool:
         except BlockingIOError:
             return False
         _kill(_left_running(directory))
+        zfs.clear(directory)
         shutil.rmtree(directory, ignore_errors=True)
     return True
 

@@ -18,10 +18,11 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import structlog
 
+from demo import zfs
 from demo.directory import run_directory, user_name
 from demo.postgresql import Installation, choose, unprivileged_user, within_reach
 from demo.process import busy
@@ -30,6 +31,8 @@ from demo.zookeeper import ZooKeeperServer
 from manatee.cluster import ClusterState, Peer, PeerStatus
 from manatee.config import Settings, load
 
+DATASET_PROPERTIES = {"recordsize": "8K", "atime": "off", "compression": "on"}
+"""What docs/storage.md recommends."""
 DAEMONS = ("sitter", "backupserver", "snapshotter")
 
 POSTGRESQL_CONF = """\
@@ -142,8 +145,9 @@ class Seen:
 class LocalShard:
     """ZooKeeper and one peer for each of `addresses`.
 
-    `session_timeout` is in seconds; `overrides` are settings by section that all peers get on top. Entering raises
-    ShardFailed if a port is taken, before anything is started; it does not wait until the shard is complete.
+    `session_timeout` is in seconds; `overrides` are settings by section that all peers get on top. With the storage
+    driver `zfs` every peer has a dataset of its own in a pool on a file (`demo.zfs`). Entering raises ShardFailed if a
+    port is taken or there is no ZFS, before anything is started; it does not wait until the shard is complete.
 
     >>> async with LocalShard(["127.0.0.2", "127.0.0.3", "127.0.0.4"]) as shard:
     ...     await shard.wait_for(lambda seen: seen.complete(3), timeout=60)
@@ -156,12 +160,14 @@ class LocalShard:
         name: str = "demo",
         zookeeper: tuple[str, int] = ("127.0.0.1", 2181),
         postgresql: Installation | None = None,
+        storage: Literal["basebackup", "zfs"] = "basebackup",
         session_timeout: float = 4.0,
         postgres_port: int = 5432,
         backup_port: int = 12345,
         overrides: Mapping[str, Mapping[str, object]] | None = None,
     ) -> None:
         self.name = name
+        self.storage = storage
         self.postgresql = postgresql or choose()
         self.peers: tuple[LocalPeer, ...] = ()
         self.addresses = tuple(addresses)
@@ -176,6 +182,7 @@ class LocalShard:
         async with contextlib.AsyncExitStack() as stack:
             self.directory = stack.enter_context(run_directory(readable_by=self._user))
             self._check_ports()
+            self._pool = self._open_pool(stack)
             self.postgresql = within_reach(self.postgresql, self._user, self.directory)
             self.zookeeper = ZooKeeperServer(
                 self.directory / "zookeeper", address=self._zookeeper_address[0], port=self._zookeeper_address[1]
@@ -332,6 +339,14 @@ class LocalShard:
                 ' whose they are; other ports can be asked for, as with ARGS="--zookeeper-port 12181"'
             )
 
+    def _open_pool(self, stack: contextlib.AsyncExitStack) -> str | None:
+        if self.storage != "zfs":
+            return None
+        try:
+            return stack.enter_context(zfs.pool(self.directory))
+        except (zfs.NoZfs, zfs.ZfsFailed) as error:
+            raise ShardFailed(str(error)) from error
+
     def _write_common(self) -> None:
         owner = self._user or user_name()
         for name, text in (
@@ -351,11 +366,18 @@ class LocalShard:
         (directory / "state").mkdir(mode=0o755)
         for name in ("store", "socket"):
             (directory / name).mkdir(mode=0o700)
+            if name == "store" and self._pool is not None:
+                zfs.create(self._dataset(number), directory / name, **DATASET_PROPERTIES)
+                (directory / name).chmod(0o700)
             if self._user is not None:
                 shutil.chown(directory / name, self._user)
         path = directory / "manatee.toml"
         path.write_text(as_toml(self._settings(number, ip, directory)))
         return LocalPeer(number, load(path), directory)
+
+    def _dataset(self, number: int) -> str:
+        """Below one of the peer's own, where the driver puts what it isolates."""
+        return f"{self._pool}/peer{number}/manatee"
 
     def _settings(self, number: int, ip: str, directory: Path) -> dict[str, dict[str, object]]:
         common = self.directory
@@ -378,7 +400,7 @@ class LocalShard:
             },
             "zookeeper": {"servers": self.zookeeper.servers, "session_timeout": self.session_timeout},
             "postgres": postgres,
-            "storage": {"driver": "basebackup", "directory": directory / "store"},
+            "storage": {"driver": self.storage, "directory": directory / "store"},
             "backup": {"token_file": common / "token"},
             "sitter": {"state_dir": directory / "state"},
             "service": {
@@ -387,6 +409,8 @@ class LocalShard:
                 "supervisor_socket": self.socket,
             },
         }
+        if self._pool is not None:
+            settings["storage"]["dataset"] = self._dataset(number)
         for section, values in self._overrides.items():
             settings.setdefault(section, {}).update(values)
         return settings
