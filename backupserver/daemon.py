@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 
 from manatee.config import EXIT_BAD_CONFIGURATION, BadConfiguration, Settings, load
 from manatee.log import Logger, set_up
+from manatee.reread import reread
 from manatee.storage import StorageError
 
 Serve = Callable[[Settings, Logger, asyncio.Event], Awaitable[None]]
@@ -28,7 +29,7 @@ def run(name: str, description: str, serve: Serve) -> int:
         return EXIT_BAD_CONFIGURATION
     logger = set_up(settings.log, service=name, peer=settings.identity.id)
     try:
-        asyncio.run(_until_stopped(settings, logger, serve))
+        asyncio.run(_until_stopped(settings, arguments.config, logger, serve))
     except BadConfiguration as error:
         logger.error("cannot run", error=str(error))
         return EXIT_BAD_CONFIGURATION
@@ -38,8 +39,10 @@ def run(name: str, description: str, serve: Serve) -> int:
     return 0
 
 
-async def _until_stopped(settings: Settings, logger: Logger, serve: Serve) -> None:
+async def _until_stopped(settings: Settings, path: str, logger: Logger, serve: Serve) -> None:
+    """SIGTERM and SIGINT: stop. SIGHUP: the settings file is read again."""
     stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reread, settings, path, logger)
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     await serve(settings, logger, stop)

@@ -10,6 +10,7 @@ import ipaddress
 import os
 import re
 import tomllib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -206,7 +207,30 @@ class Tls(_Section):
     key_file: Path
 
 
+_AT_START = {
+    **dict.fromkeys(("shard", "peer", "zookeeper", "sitter", "service", "log", "snapshotter", "tls")),
+    "postgres": ("bin_dir", "user", "socket_dir"),
+    "storage": ("driver", "directory", "dataset", "zfs_interface"),
+    "backup": (),
+}
+"""What only a start can take up: whole sections, or some of their settings. The files that `tls` and others name are
+read again; where they are is not."""
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What has become of a settings file that was read again; settings by their names, `section.key`."""
+
+    made: tuple[str, ...] = ()
+    need_restart: tuple[str, ...] = ()
+    """Different in the file, and as they were in the daemon."""
+
+
 class Settings(_Section):
+    """One object per daemon, shared by all its parts: `take_over` changes it for all of them at one moment."""
+
+    model_config = ConfigDict(frozen=False, extra="forbid")
+
     shard: Shard
     peer: PeerSettings
     zookeeper: ZooKeeper
@@ -242,6 +266,20 @@ class Settings(_Section):
             )
         return self
 
+    def take_over(self, newer: Settings) -> Changes:
+        """Become `newer`, but for what only a start can take up."""
+        made, need_restart = [], []
+        for section in type(self).model_fields:
+            old, new = getattr(self, section), getattr(newer, section)
+            different = _different(old, new)
+            fixed = _AT_START[section]
+            kept = different if fixed is None else [key for key in different if key in fixed]
+            need_restart += [f"{section}.{key}" for key in kept]
+            made += [f"{section}.{key}" for key in different if key not in kept]
+            if fixed is not None:
+                setattr(self, section, new.model_copy(update={key: getattr(old, key) for key in kept}))
+        return Changes(tuple(made), tuple(need_restart))
+
     @property
     def status_port(self) -> int:
         return self.peer.status_port or self.peer.postgres_port + 1
@@ -258,6 +296,14 @@ class Settings(_Section):
             pg_url=f"tcp://postgres@{host}:{here.postgres_port}/postgres",
             backup_url=f"{'https' if self.tls else 'http'}://{host}:{here.backup_port}",
         )
+
+
+def _different(old: BaseModel | None, new: BaseModel | None) -> list[str]:
+    """The keys in which two sections differ; all of them if one is not there."""
+    there = old or new
+    if there is None:
+        return []
+    return [key for key in type(there).model_fields if getattr(old, key, None) != getattr(new, key, None)]
 
 
 def load(path: Path | str) -> Settings:

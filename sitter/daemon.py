@@ -71,8 +71,9 @@ class Daemon:
         self.wake()
 
     def reload(self) -> None:
-        """Have PostgreSQL read the operator's files again."""
-        self._server.reload()
+        """Have PostgreSQL read the operator's files again, and ours made anew from the settings as they are now."""
+        self._server.stale.set()
+        self.wake()
 
     def report(self) -> Report:
         """What the sitter has to say of itself now."""

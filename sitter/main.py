@@ -1,7 +1,7 @@
 """`manatee-sitter`: settings, signals, the status server and the watchdog around one `Daemon`.
 
-SIGTERM and SIGINT: hand over if that is possible, stop PostgreSQL, leave. SIGHUP: PostgreSQL reads the operator's
-files again.
+SIGTERM and SIGINT: hand over if that is possible, stop PostgreSQL, leave. SIGHUP: the settings file is read again, and
+PostgreSQL's; what cannot be used changes nothing, and the log says so.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import click
 
 from manatee import __version__, log
 from manatee.config import EXIT_BAD_CONFIGURATION, BadConfiguration, Settings, load
+from manatee.reread import reread
 from sitter.daemon import Daemon
 from sitter.memory import MemoryLost
 from sitter.postgres import access
@@ -36,7 +37,7 @@ def main(config: Path) -> None:
         settings = load(config)
         access.check(settings)
         settings.sitter.state_dir.mkdir(parents=True, exist_ok=True)
-        asyncio.run(_run(settings))
+        asyncio.run(_run(settings, config))
     except BadConfiguration as error:
         click.echo(f"manatee-sitter: {error}", err=True)
         sys.exit(EXIT_BAD_CONFIGURATION)
@@ -44,13 +45,18 @@ def main(config: Path) -> None:
         sys.exit(f"manatee-sitter: {error}")
 
 
-async def _run(settings: Settings) -> None:
+async def _run(settings: Settings, path: Path) -> None:
     logger = log.set_up(settings.log, peer=settings.identity.label)
     daemon = Daemon(settings, logger)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, daemon.leave)
-    loop.add_signal_handler(signal.SIGHUP, daemon.reload)
+
+    def reload() -> None:
+        if reread(settings, path, logger, access.check):
+            daemon.reload()
+
+    loop.add_signal_handler(signal.SIGHUP, reload)
     status = StatusServer(settings.peer.ip, settings.status_port, daemon.report)
     await status.start()
     logger.info("sitter started", id=settings.identity.id, shard=settings.shard.root, version=__version__)

@@ -45,8 +45,11 @@ class Observer:
         self._streamed_at = -math.inf
         self._writable_since: float | None = None
         self._confirmed: Link | None = None
-        given = settings.postgres
-        self._limits = Limits(given.sync_grace, given.seal_timeout, given.crash_restart_timeout, given.handover_timeout)
+
+    @property
+    def _limits(self) -> Limits:
+        given = self._settings.postgres
+        return Limits(given.sync_grace, given.seal_timeout, given.crash_restart_timeout, given.handover_timeout)
 
     async def view(self, memory: Memory, *, leaving: bool, resigned_for: float | None) -> View | None:
         """Everything known now; None while it is not known which database is here, or whether there is one.

@@ -139,18 +139,22 @@ class Transitions:
             await asyncio.gather(task, news, return_exceptions=True)
 
     async def _watch_over(self, wanted: Wanted) -> None:
-        """Returns when PostgreSQL has died, or hangs, although it should run."""
+        """Returns when PostgreSQL has died, or hangs, although it should run; or when its settings were read again."""
         if not isinstance(wanted, Primary | Standby):
             await asyncio.Event().wait()
         died = asyncio.create_task(self._server.exited.wait())
         hung = asyncio.create_task(self._watch.hung.wait())
+        stale = asyncio.create_task(self._server.stale.wait())
         kept = asyncio.create_task(self._keep_right())
         try:
-            await asyncio.wait((died, hung), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((died, hung, stale), return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for each in (died, hung, kept):
+            for each in (died, hung, stale, kept):
                 each.cancel()
             await asyncio.gather(kept, return_exceptions=True)
+        if not self._server.exited.is_set() and not self._watch.hung.is_set():
+            await self._server.reread()
+            return  # what is wanted is brought about again: by these settings, whom we follow may be written otherwise
         self.restarts += 1
         if not self._server.exited.is_set():
             self.failures.failed(causes.HUNG, self._watch.problem or "no answer")

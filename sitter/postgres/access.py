@@ -7,10 +7,8 @@ secret to another peer.
 
 from __future__ import annotations
 
-import ssl
-
-from manatee import link
-from manatee.config import BadConfiguration, Settings, Tls
+from manatee import link, tls
+from manatee.config import BadConfiguration, Settings
 from sitter.postgres.account import Account, remove_durably, write_durably
 from sitter.postgres.errors import PostgresError
 
@@ -51,37 +49,7 @@ def _contents(settings: Settings) -> dict[str, bytes | None]:
     found: dict[str, bytes | None] = {link.PASSFILE: line}
     if settings.tls is None:
         return {**found, **dict.fromkeys(link.TLS_FILES.values())}
-    _check_tls(settings.tls)
+    tls.trusted(settings.tls, settings.peer.ip)
     for name, file in link.TLS_FILES.items():
         found[file] = getattr(settings.tls, name).read_bytes()
     return found
-
-
-def _check_tls(tls: Tls) -> None:
-    """The key is the certificate's, and both are what OpenSSL reads; raises BadConfiguration."""
-    for name in link.TLS_FILES:
-        path = getattr(tls, name)
-        try:
-            path.read_bytes()
-        except OSError as error:
-            raise BadConfiguration(f"tls.{name} = '{path}': cannot be read: {error.strerror}") from error
-    if tls.key_file.stat().st_mode & 0o007:
-        raise BadConfiguration(
-            f"tls.key_file = '{tls.key_file}': anybody on this machine may use it: expected no rights for others"
-            " (chmod 600)"
-        )
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    try:
-        # Without a prompt: a key that is encrypted could not be used by a daemon.
-        context.load_cert_chain(tls.cert_file, tls.key_file, password=lambda: b"")
-    except ssl.SSLError as error:
-        raise BadConfiguration(
-            f"tls.key_file = '{tls.key_file}': expected the key, without a passphrase, of the certificate in "
-            f"'{tls.cert_file}': {error.reason or error}"
-        ) from error
-    try:
-        context.load_verify_locations(tls.ca_file)
-    except ssl.SSLError as error:
-        raise BadConfiguration(
-            f"tls.ca_file = '{tls.ca_file}': expected certificates in PEM form: {error.reason or error}"
-        ) from error

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Literal, LiteralString
 
@@ -16,7 +17,7 @@ import psycopg
 from manatee.config import Settings
 from manatee.log import Logger
 from sitter.postgres import access, configuration, controldata, queries, versions
-from sitter.postgres.configuration import NOBODY, Replication
+from sitter.postgres.configuration import NOBODY, Replication, Wrong
 from sitter.postgres.errors import PostgresError
 from sitter.postgres.process import Postmaster
 from sitter.postgres.queries import Facts
@@ -43,7 +44,14 @@ class Server:
         self.repairs = 0
         """How often something else had won over the sitter's settings."""
         self.exited = self._postmaster.exited
-        self._timeout = settings.postgres.query_timeout
+        self.stale = asyncio.Event()
+        """The operator's files are to be read again: `reread`."""
+        self.refused: str | None = None
+        """Why what they said last is not in force."""
+
+    @property
+    def _timeout(self) -> float:
+        return self._settings.postgres.query_timeout
 
     @property
     def running(self) -> bool:
@@ -102,8 +110,9 @@ class Server:
         version = await versions.check(self._settings, timeout=timeout)
         control = await controldata.read(self._settings, timeout=timeout) if as_standby else None
         self._floors = control.floors if control else {}
-        self._foundation = await configuration.foundation(self._settings, control, version=version, timeout=timeout)
+        foundation = await configuration.foundation(self._settings, control, version=version, timeout=timeout)
         access.lay_out(self._settings)
+        self._foundation = foundation
 
     async def configure(self, replication: Replication) -> None:
         """Change what it was told, without a restart; returns when new connections see it.
@@ -118,9 +127,7 @@ class Server:
             return
         deadline = time.monotonic() + self._settings.postgres.query_timeout
         while wrong := await self._wrong(replication):
-            if any(one.source.endswith("postgresql.auto.conf") for one in wrong):
-                self._report_taken(configuration.clean_auto_conf(self._settings))
-                self._postmaster.reload()
+            self.repair(wrong)
             if time.monotonic() > deadline:
                 raise PostgresError(
                     "settings do not come into force: "
@@ -152,14 +159,40 @@ class Server:
             expected = {name: value for name, value in self._foundation.items() if name in configuration.PROMISED}
             return await configuration.read_back(connection, self._settings, expected | replication.values())
 
+    @property
+    def expected(self) -> dict[str, str]:
+        """Every setting that it was told, as pg_settings shows it."""
+        return {**self._foundation, **self.replication.values()}
+
+    def repair(self, wrong: Iterable[Wrong]) -> bool:
+        """Put right what can be, without waiting for it; whether there was anything."""
+        taken = {}
+        if any(one.source.endswith("postgresql.auto.conf") for one in wrong):
+            taken = configuration.clean_auto_conf(self._settings)
+            self._report_taken(taken)
+            self._postmaster.reload()
+        return bool(taken)
+
     def _report_taken(self, taken: dict[str, str]) -> None:
         if taken:
             self.repairs += 1
             self._log.warning("took the sitter's settings out of postgresql.auto.conf", settings=taken)
 
-    def reload(self) -> None:
-        """Have it read the operator's files again."""
-        self._postmaster.reload()
+    async def reread(self) -> None:
+        """Take up what the operator's files say now, as far as that needs no restart; never raises for what they say.
+
+        What cannot be used changes nothing, and is `refused`.
+        """
+        self.stale.clear()
+        try:
+            await self._lay_foundation(as_standby=self.standby)
+            await self.configure(self.replication)
+        except (PostgresError, OSError) as error:
+            self.refused = str(error)
+            self._log.error("PostgreSQL goes on with the settings that it had", error=self.refused)
+        else:
+            self.refused = None
+            self._log.info("PostgreSQL has read its settings again")
 
     async def stop(self, mode: Literal["fast", "immediate"]) -> None:
         """Stop it and see that nothing of it is left; nothing to do if it does not run. Raises StopFailed."""

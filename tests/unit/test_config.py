@@ -5,14 +5,15 @@ from __future__ import annotations
 import copy
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from demo.shard import as_toml
-from manatee.config import BadConfiguration, Settings, load
+from manatee.config import BadConfiguration, Changes, Settings, load
+from manatee.reread import reread
 
 SAMPLE = Path(__file__).parents[2] / "etc" / "manatee.toml"
 
@@ -105,7 +106,14 @@ def test_an_address_of_version_six_is_bracketed_in_urls(tmp_path: Path) -> None:
         ({"zookeeper.servers": "one two"}, "zookeeper.servers = 'one two': "),
         ({"zookeeper.session_timeout": 0.5}, "zookeeper.session_timeout = 0.5: should be greater than or equal to 1"),
         ({"postgres.query_timeout": 0}, "postgres.query_timeout = 0: should be greater than 0"),
-        ({"storage.driver": "zfs"}, 'storage: "zfs" is not available yet: expected "basebackup"'),
+        (
+            {"storage.driver": "zfs"},
+            'storage: dataset is missing: expected the name of a ZFS dataset, since driver is "zfs"',
+        ),
+        (
+            {"storage.driver": "zfs", "storage.dataset": "tank"},
+            "storage: dataset = 'tank': expected pool/name as zfs list shows it, not a whole pool",
+        ),
         ({"storage.driver": "tape"}, "storage.driver = 'tape': should be 'basebackup' or 'zfs'"),
         (
             {"postgres.replication_user": "replication"},
@@ -163,3 +171,43 @@ def test_a_file_that_cannot_be_read_or_is_not_toml_is_said(tmp_path: Path) -> No
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(BadConfiguration, match="not TOML: "):
         load(path)
+
+
+class Log:
+    """Notes what is said."""
+
+    def __init__(self) -> None:
+        self.said: list[tuple[str, dict[str, Any]]] = []
+
+    def _note(self, event: str, **values: Any) -> None:
+        self.said.append((event, values))
+
+    info = warning = error = _note
+
+
+def test_settings_are_read_again_and_what_needs_a_restart_is_named(tmp_path: Path) -> None:
+    path, log = written(tmp_path), cast(Any, Log())
+    settings = load(path)
+    part = settings  # what a part of the daemon holds
+    written(tmp_path, {"postgres.sync_grace": 3, "postgres.bin_dir": "/elsewhere", "peer.ip": "127.0.0.9"})
+    assert reread(settings, path, log)
+    assert part.postgres.sync_grace == 3
+    assert part.postgres.bin_dir == Path("/usr/lib/postgresql/15/bin")
+    assert part.identity.ip == "127.0.0.2"
+    assert log.said[0][1] == {"changed": ["postgres.sync_grace"]}
+    assert log.said[1][1] == {"settings": ["peer.ip", "postgres.bin_dir"]}
+
+
+@pytest.mark.parametrize("mistake", [{"postgres.sync_grace": -1}, {"postgres.replication_user": "r"}])
+def test_a_file_that_cannot_be_used_changes_nothing(tmp_path: Path, mistake: dict[str, Any]) -> None:
+    path, log = written(tmp_path), cast(Any, Log())
+    settings = load(path)
+    written(tmp_path, {"postgres.query_timeout": 1, **mistake})
+    assert not reread(settings, path, log)
+    assert settings == load(written(tmp_path))
+    assert "stay as they are" in log.said[0][0]
+
+
+def test_every_section_says_whether_it_can_change(tmp_path: Path) -> None:
+    settings = load(written(tmp_path))
+    assert settings.take_over(load(written(tmp_path))) == Changes()
