@@ -7,12 +7,13 @@ SHELL := /bin/bash
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: prepare ## A shard of three at work: write, kill the primary, lose nothing, rebuild it
-	@.venv/bin/python -m demo $(ARGS)
+demo: prepare ## A shard of three at work: write, kill the primary, lose nothing, rebuild it (STORAGE=zfs: on ZFS)
+	@.venv/bin/python -m demo $(if $(STORAGE),--storage $(STORAGE)) $(ARGS)
 
 cluster: prepare ## The same shard, left running in the foreground to play with
-	@.venv/bin/python -m demo.cluster $(ARGS)
+	@.venv/bin/python -m demo.cluster $(if $(STORAGE),--storage $(STORAGE)) $(ARGS)
 
+test: STORAGE = zfs
 test: prepare ## Every test, on every PostgreSQL found (ARGS="-k name" for some)
 	@.venv/bin/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(ARGS)
 
@@ -48,4 +49,4 @@ clean: ## Remove what was installed here and what the tools left
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 prepare:
-	@demo/prepare.sh
+	@demo/prepare.sh $(STORAGE)

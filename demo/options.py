@@ -7,7 +7,7 @@ import contextlib
 import signal
 import sys
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -37,6 +37,13 @@ def shard_options(function: Callable[..., Any]) -> Callable[..., Any]:
             "--postgresql", type=int, metavar="MAJOR", help="The version; the newest of Debian's unless given."
         ),
         click.option(
+            "--storage",
+            type=click.Choice(["basebackup", "zfs"]),
+            default="basebackup",
+            show_default=True,
+            help="Where the peers' data are: in directories, or in a ZFS dataset each.",
+        ),
+        click.option(
             "--session-timeout", default=4.0, show_default=True, help="Of the peers in ZooKeeper, in seconds."
         ),
         click.option("--postgres-port", default=5432, show_default=True, help="Of every peer's PostgreSQL."),
@@ -48,12 +55,19 @@ def shard_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def local_shard(
-    *, postgresql: int | None, session_timeout: float, postgres_port: int, backup_port: int, zookeeper_port: int
+    *,
+    postgresql: int | None,
+    storage: Literal["basebackup", "zfs"],
+    session_timeout: float,
+    postgres_port: int,
+    backup_port: int,
+    zookeeper_port: int,
 ) -> LocalShard:
     return LocalShard(
         PEERS,
         zookeeper=("127.0.0.1", zookeeper_port),
         postgresql=choose(postgresql),
+        storage=storage,
         session_timeout=session_timeout,
         postgres_port=postgres_port,
         backup_port=backup_port,

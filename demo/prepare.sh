@@ -2,6 +2,7 @@
 # Installs what is missing to run this checkout, and says what before it does: Debian's packages for ZooKeeper and
 # Python's venv, then the Python packages of requirements.lock and this project into .venv.
 #
+# prepare.sh zfs: also a ZFS, where the machine has none and can run one outside of its kernel.
 # prepare.sh vm: also what builds and runs the virtual machine of `make test-zfs`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -43,6 +44,9 @@ command -v java > /dev/null || missing+=(default-jre-headless)
 [ -e /usr/share/java/zookeeper.jar ] || missing+=(libzookeeper-java)
 [ -e /usr/share/java/slf4j-simple.jar ] || missing+=(libslf4j-java)
 [ -x $venv/bin/python ] || find_python venv > /dev/null || missing+=(python3-venv)
+if [[ " $* " == *" zfs "* ]] && [ "$(id -u)" = 0 ] && [ -e /dev/fuse ]; then
+    PATH=$PATH:/usr/sbin:/sbin command -v zpool > /dev/null || missing+=(zfs-fuse)
+fi
 if [[ " $* " == *" vm "* ]]; then
     command -v qemu-system-x86_64 > /dev/null || missing+=(qemu-system-x86)
     [ -x /usr/lib/qemu/virtiofsd ] || missing+=(qemu-system-common)

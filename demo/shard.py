@@ -31,8 +31,6 @@ from demo.zookeeper import ZooKeeperServer
 from manatee.cluster import ClusterState, Peer, PeerStatus
 from manatee.config import Settings, load
 
-DATASET_PROPERTIES = {"recordsize": "8K", "atime": "off", "compression": "on"}
-"""What docs/storage.md recommends."""
 DAEMONS = ("sitter", "backupserver", "snapshotter")
 
 POSTGRESQL_CONF = """\
@@ -366,17 +364,16 @@ class LocalShard:
         (directory / "state").mkdir(mode=0o755)
         for name in ("store", "socket"):
             (directory / name).mkdir(mode=0o700)
-            if name == "store" and self._pool is not None:
-                zfs.create(self._dataset(number), directory / name, **DATASET_PROPERTIES)
-                (directory / name).chmod(0o700)
             if self._user is not None:
                 shutil.chown(directory / name, self._user)
+        if self._pool is not None:
+            zfs.create(f"{self._pool}/peer{number}")
         path = directory / "manatee.toml"
         path.write_text(as_toml(self._settings(number, ip, directory)))
         return LocalPeer(number, load(path), directory)
 
-    def _dataset(self, number: int) -> str:
-        """Below one of the peer's own, where the driver puts what it isolates."""
+    def dataset(self, number: int) -> str:
+        """The dataset of a peer's data, which its sitter creates in one that is the peer's own."""
         return f"{self._pool}/peer{number}/manatee"
 
     def _settings(self, number: int, ip: str, directory: Path) -> dict[str, dict[str, object]]:
@@ -410,7 +407,7 @@ class LocalShard:
             },
         }
         if self._pool is not None:
-            settings["storage"]["dataset"] = self._dataset(number)
+            settings["storage"]["dataset"] = self.dataset(number)
         for section, values in self._overrides.items():
             settings.setdefault(section, {}).update(values)
         return settings

@@ -13,7 +13,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -59,18 +59,9 @@ def pool(directory: Path, *, size: int = SIZE) -> Iterator[str]:
             file.unlink(missing_ok=True)
 
 
-def create(dataset: str, mountpoint: Path, **properties: str) -> None:
-    """A dataset, mounted, that only an explicit command mounts again; its parents hold nothing. Raises ZfsFailed."""
-    parent, _, _ = dataset.rpartition("/")
-    if "/" in parent and not exists(parent):
-        run("zfs", "create", "-o", "canmount=off", "-o", "mountpoint=none", parent)
-    wanted = {"canmount": "noauto", "mountpoint": str(mountpoint), **properties}
-    run("zfs", "create", *_options(wanted), dataset)
-    run("zfs", "mount", dataset)
-
-
-def exists(dataset: str) -> bool:
-    return _attempt("zfs", "list", "-H", "-o", "name", dataset).returncode == 0
+def create(dataset: str) -> None:
+    """A dataset that holds others and no files: it is not mounted. Raises ZfsFailed."""
+    run("zfs", "create", "-o", "canmount=off", "-o", "mountpoint=none", dataset)
 
 
 def clear(directory: Path) -> None:
@@ -110,10 +101,6 @@ def _attempt(*command: str) -> subprocess.CompletedProcess[str]:
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ZfsFailed(f"{' '.join(command)}: {error}") from error
-
-
-def _options(properties: Mapping[str, str]) -> list[str]:
-    return [word for name, value in properties.items() for word in ("-o", f"{name}={value}")]
 
 
 def _destroy(name: str) -> None:
