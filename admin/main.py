@@ -28,6 +28,7 @@ COMMANDS = {
     "clear-promote": ("admin.maintenance", "Withdraw a request to promote that nobody acted on."),
     "reap": ("admin.maintenance", "Take a peer that is gone for good off the deposed list."),
     "rebuild": ("admin.rebuild", "Set the local peer's data aside and restore them from another peer."),
+    "force-primary": ("admin.force", "Break glass: go on with one peer's data, where the shard cannot by itself."),
     "zk-state": ("admin.raw", "Print the cluster state as it stands in ZooKeeper."),
     "zk-active": ("admin.raw", "Print the peers that are connected to ZooKeeper."),
     "set-onwm": ("admin.superseded", "Explain how one-node-write mode is entered and left."),

@@ -137,7 +137,7 @@ class _Rebuild:
 
     async def _check_sources(self, planned: Plan) -> None:
         """Only a peer whose backup server answers can give anything. Raises Failed."""
-        answers = await asyncio.gather(*(sitters.ping(peer) for peer in planned.sources))
+        answers = await asyncio.gather(*(sitters.ping(peer, self.settings) for peer in planned.sources))
         if not any(answer is None for answer in answers):
             reasons = "; ".join(f"{p.label}: {a}" for p, a in zip(planned.sources, answers, strict=True))
             raise Failed(f"no backup server answers, so the data stay: {reasons}")

@@ -91,15 +91,20 @@ async def amend(
         if new is None:
             return None
         assert new.generation == state.generation  # generations are the sitters' to declare
-        try:
-            await coordination.write_state(new, version=view.version, history_prefix=0)
-        except Conflict:
-            continue
-        except OutcomeUnknown as unknown:
-            if not await _landed(coordination, new, unknown):
-                continue
-        return new
+        if await written(coordination, new, view.version):
+            return new
     raise Failed(f"the state of {target.name} changed {_ATTEMPTS} times while it was being changed here: try again")
+
+
+async def written(coordination: Coordination, new: ClusterState, version: int | None) -> bool:
+    """Write the state over the version that was read (None: there was none); False if that is no longer the state's."""
+    try:
+        await coordination.write_state(new, version=version, history_prefix=0)
+    except Conflict:
+        return False
+    except OutcomeUnknown as unknown:
+        return await _landed(coordination, new, unknown)
+    return True
 
 
 async def _landed(coordination: Coordination, new: ClusterState, unknown: OutcomeUnknown) -> bool:

@@ -13,7 +13,9 @@ from manatee.config import Settings
 DEADLINE = 3.0
 """Seconds for one answer."""
 
-States = Mapping[str, Mapping[str, Any]]
+State = Mapping[str, Any]
+"""What one sitter's `/state` answered."""
+States = Mapping[str, State]
 """What the sitters' `/state` answered, by the peer's id; a sitter that did not answer is missing."""
 
 
@@ -56,15 +58,17 @@ async def get(url: str) -> dict[str, Any] | None:
     return document if isinstance(document, dict) else None
 
 
-async def ping(peer: Peer) -> str | None:
-    """Why the peer's backup server cannot be counted on; None if it answers."""
+async def ping(peer: Peer, local: Settings) -> str | None:
+    """Why the peer's backup server cannot be counted on by the local peer; None if it answers."""
     import aiohttp
+
+    from manatee.peerserver import session as encrypted_session
 
     if peer.backup_url is None:
         return "it has no backup server"
     try:
         async with (
-            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=DEADLINE)) as session,
+            encrypted_session(local, timeout=aiohttp.ClientTimeout(total=DEADLINE)) as session,
             session.get(f"{peer.backup_url}/ping") as answer,
         ):
             return None if answer.status == 200 else f"{peer.backup_url} answers with status {answer.status}"

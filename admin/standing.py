@@ -189,15 +189,15 @@ def loss(one: Holding, held: Sequence[Holding], state: ClusterState | None) -> s
         return _loss_unnamed(one, held, newest)
     generation, begins = state.generation, state.init_wal
     if one.proof == 0:
-        return f"it is not known whether its data are the shard's at all{_parts(one)}; {_compared(one, held)}"
-    if one.role is Role.PRIMARY and one.proof >= generation:
+        return f"it is not known whether its data are the shard's at all{_parts(one)}; {_compared(one, held, state)}"
+    if one.role is Role.PRIMARY and _confirms(one, state):
         return f"nothing: it is the primary of generation {generation}, and has all that it wrote"
-    if one.role is Role.SYNC and one.proof >= max(1, generation - 1) and not one.diverged:
+    if _confirms(one, state):
         return f"nothing: as the sync of generation {generation} it has all that was acknowledged under it"
     if one.proof < generation - 1:
-        begun = f"what generation {generation} began with, at {begins}"
-        return f"its data belong to generation {one.proof}; it may lack {begun}{_parts(one)}; {_compared(one, held)}"
-    return f"{_compared(one, held)}{_parts(one)}; acknowledged since generation {generation} began, at {begins}"
+        begun = f"it may lack what generation {generation} began with, at {begins}"
+        return f"its data belong to generation {one.proof}; {begun}{_parts(one)}; {_compared(one, held, state)}"
+    return f"{_compared(one, held, state)}{_parts(one)}; acknowledged since generation {generation} began, at {begins}"
 
 
 def _loss_unnamed(one: Holding, held: Sequence[Holding], newest: int) -> str:
@@ -210,21 +210,46 @@ def _loss_unnamed(one: Holding, held: Sequence[Holding], newest: int) -> str:
     return f"{_compared(one, held)}{_parts(one)}; {roles}"
 
 
-def _compared(one: Holding, held: Sequence[Holding]) -> str:
-    """How much WAL others have that this one does not."""
+def _compared(one: Holding, held: Sequence[Holding], state: ClusterState | None = None) -> str:
+    """How much WAL others have that this one does not, and how much of it may have been acknowledged under `state`."""
     if one.flushed is None:
         return "how much it lacks is not known, as its position is not"
     others = [each for each in held if each is not one and each.proof and not each.diverged and each.flushed]
+    # Nothing is acknowledged that not both of them have, so what either has is the limit.
+    limits = [each for each in others if state and _confirms(each, state)]
+    if limits:
+        limit = min(limits, key=lambda each: each.flushed or Lsn(0))
+        return _between(one, limit) or f"nothing: {limit.label} has nothing beyond {one.flushed} that was acknowledged"
+    gone = _labels(each for each in held if each is not one and _could_have_more(each, state))
     ahead = max(others, key=lambda each: each.flushed or Lsn(0), default=None)
-    gone = [each for each in held if each.role in (Role.PRIMARY, Role.SYNC) and each is not one and not each.flushed]
-    unknown = f", and what {_labels(gone)} had beyond that, which is not known" if gone else ""
-    if ahead is None or ahead.flushed is None or ahead.flushed <= one.flushed:
-        if not gone:
-            return f"nothing that any other peer has: none is beyond {one.flushed}"
-        return f"all that {_labels(gone)} had beyond {one.flushed}: how much that is, nobody knows"
-    amount = ahead.flushed - one.flushed
-    where = f"between {one.flushed} and {ahead.flushed}, which {ahead.label} has"
-    return f"up to {amount:,} bytes of WAL {where}{unknown}"
+    amount = _between(one, ahead) if ahead else None
+    if amount is None:
+        return f"all that {gone} had beyond {one.flushed}: how much that is, nobody knows" if gone else _most(one)
+    return f"{amount}, and what {gone} had beyond that, which nobody knows" if gone else amount
+
+
+def _confirms(one: Holding, state: ClusterState) -> bool:
+    """It has all that was acknowledged under this generation."""
+    if one.role is Role.PRIMARY:
+        return one.proof >= state.generation
+    return one.role is Role.SYNC and one.proof >= max(1, state.generation - 1) and not one.diverged
+
+
+def _could_have_more(one: Holding, state: ClusterState | None) -> bool:
+    """It could confirm commits, and what it had is not known."""
+    return one.role in (Role.PRIMARY, Role.SYNC) if state else not one.heard
+
+
+def _between(one: Holding, other: Holding) -> str | None:
+    """What the other has and this one has not; None if it has nothing."""
+    if one.flushed is None or other.flushed is None or other.flushed <= one.flushed:
+        return None
+    amount = other.flushed - one.flushed
+    return f"up to {amount:,} bytes of WAL between {one.flushed} and {other.flushed}, which {other.label} has"
+
+
+def _most(one: Holding) -> str:
+    return f"nothing that any other peer has: none that is here is beyond {one.flushed}"
 
 
 def _parts(one: Holding) -> str:
@@ -262,10 +287,12 @@ def standstill(view: ShardView, held: Sequence[Holding]) -> Standstill:
     if state.sync is None:
         return Standstill(f"the primary {primary.label} is absent, and it was alone", for_good=True)
     sync = by_id[state.sync.id]
-    why = f"the primary {primary.label} is absent" + (f" ({primary.reason})" if primary.reason else "")
+    why = f"the primary {primary.label} is absent" + (f" (it says: {primary.reason})" if primary.reason else "")
     if not sync.present:
         return Standstill(f"{why}, the sync {sync.label} as well, and nobody else may take over", for_good=True)
-    return Standstill(f"{why}; {_says(sync)}", for_good=sync.waiting_for is not None)
+    # The sync's own words begin with what they have in common.
+    says = _says(sync) if primary.reason or sync.reason is None else _says(sync).replace(f"{why}; ", "")
+    return Standstill(f"{why}; {says}", for_good=sync.waiting_for is not None)
 
 
 def _says(one: Holding) -> str:

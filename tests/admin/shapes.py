@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from admin.observed import Observed, Walsender
 from manatee.cluster import ClusterState, Peer, PeerStatus, application_name
-from manatee.coordination import Active
+from manatee.coordination import Active, ShardView
 from manatee.lsn import Lsn
 
 NOW = 1_768_550_913.0
@@ -84,3 +85,19 @@ def active(who: Peer, *, generation: int = 77, promises: bool = True, silent: bo
     """A peer in the active list, serving and ready unless it is said otherwise."""
     status = PeerStatus(**{"initialized": True, "serving": True, "ready": True, "generation": generation, **said})
     return Active(f"{who.id}-0000000001", who, promises, status if promises and not silent else None)
+
+
+def view_of(before: ClusterState | None, present: Iterable[Active], **changes: Any) -> ShardView:
+    """What ZooKeeper holds: that state, and those peers present."""
+    facts: dict[str, Any] = {
+        "state": before,
+        "state_problem": None,
+        "version": None if before is None else 7,
+        "cluster": None,
+        "cluster_problem": None,
+        "has_history": True,
+        "active": tuple(present),
+        "unreadable": (),
+        "joined": None,
+    }
+    return ShardView(**{**facts, **changes})
