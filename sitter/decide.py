@@ -23,8 +23,8 @@ in the state is no proof: a zone may come back empty under its old name.
 A write to ZooKeeper whose answer was lost is *open*: it may still land. While it is, the seal stays.
 
 Reading order: `decide`, the roles, `_declare`. The words (present, serving, ready, attached, valid promote) are defined
-in `sitter.shard`, where proof comes from in `sitter.proof`, how a shard begins in `sitter.setup`, the data in
-`sitter.view`.
+in `sitter.shard`, where proof comes from in `sitter.proof`, how a peer comes to follow in `sitter.follow`, how a shard
+begins in `sitter.setup`, what an operator may force in `sitter.forced`, the data in `sitter.view`.
 """
 
 from __future__ import annotations
@@ -33,16 +33,18 @@ from dataclasses import dataclass, replace
 
 from manatee.cluster import Cluster, ClusterState, Comparison, Peer, Role, written_time
 from manatee.lsn import Lsn
+from sitter.follow import VERIFY, as_deposed, as_standby
+from sitter.forced import take_word
 from sitter.proof import remember
 from sitter.setup import set_up
 from sitter.shard import Shard, promotes_to_sync
 from sitter.view import (
-    Compare,
     Decision,
     Initialize,
     Keep,
     Primary,
     Restore,
+    Rewind,
     Seal,
     Standby,
     Stopped,
@@ -50,8 +52,6 @@ from sitter.view import (
     Write,
 )
 
-REBUILD = "manatee-adm rebuild on this peer"
-VERIFY = "an operator: manatee-adm verify shows who holds what"
 SOON = 0.05
 """Seconds after which to look again for what PostgreSQL tells only when asked: how far a standby has flushed."""
 
@@ -103,6 +103,8 @@ def _as_primary(shard: Shard) -> Decision:
     makes_way = _makes_way(shard)
     if makes_way:
         return makes_way
+    if shard.state.override_due:
+        return take_word(shard)
     if shard.view.cluster and shard.view.cluster.system_identifier is None:
         return Decision("recording the identity of the shard's new database, before it is first started", Stopped())
     decision = _declare(shard, _replacement(shard), Primary(shard.state.sync))
@@ -165,12 +167,12 @@ def _hands_over(shard: Shard) -> bool:
     return shard.promote is not None and database.writable_for > 0 and shard.attached(sync, None)
 
 
-# --- 3. Roles: sync and asyncs --------------------------------------------------------------------------------------
+# --- 3. Roles: the others -----------------------------------------------------------------------------------------
 
 
 def _as_sync(shard: Shard) -> Decision:
     """Follow the primary; take over when it is gone; keep the list meanwhile."""
-    standby, cause, view = _as_standby(shard), _takeover(shard), shard.view
+    standby, cause, view = as_standby(shard), _takeover(shard), shard.view
     seal_stays = view.write_open and view.memory.seal is not None
     if not isinstance(standby.database, Standby) or (cause is None and not seal_stays):
         return standby
@@ -178,77 +180,6 @@ def _as_sync(shard: Shard) -> Decision:
     if decision.write or shard.present(shard.state.primary):
         return decision
     return replace(decision, write=_kept_list(shard))
-
-
-def _as_standby(shard: Shard) -> Decision:
-    """Follow the upstream, once our WAL is known to be a prefix of its own. An async does nothing else."""
-    view, database, upstream = shard.view, shard.view.database, shard.upstream
-    if view.leaving:
-        return Decision("leaving", Stopped(clean=True), resign=True)
-    if not database.initialized:
-        if sources := shard.restore_sources:
-            return Decision("restoring: this peer has no database", Restore(sources))
-        reason = "waiting: this peer has no database, and nobody can give it one"
-        return Decision(reason, Restore(()), waiting_for="a serving peer to restore from")
-    compare, link = None if shard.strays else _comparison(shard, upstream), shard.link_to(upstream)
-    proven = view.memory.proof >= shard.needed_proof
-    # Data without proof may be anybody's, and somebody may be set to follow us: they do not run uncompared.
-    alone = Standby(None) if proven else Stopped()
-    if link and link.answer is Comparison.DIVERGED:
-        return _diverged(upstream, link.detail)
-    if link and link.answer is Comparison.AHEAD:
-        if upstream.id == shard.state.primary.id:
-            reason = f"alarm: the data here are ahead of those of the primary, {upstream.label}: {link.detail}"
-            return Decision(reason, alone, compare=compare, waiting_for=VERIFY)
-        if not shard.present(shard.state.primary):
-            return replace(_diverged(upstream, f"they are ahead, {link.detail}"), compare=compare)
-        reason = f"waiting: the data here are ahead of {upstream.label}'s"
-        return Decision(reason, alone, compare=compare, waiting_for=f"{upstream.label} to catch up")
-    if link or (proven and database.upstream == upstream.id):
-        return Decision(f"following {upstream.label}", Standby(upstream), compare=compare)
-    comparable = shard.serving(upstream)
-    followed = None if comparable and shard.strays else shard.followed
-    reason = f"waiting: it is not known yet whether the data here are a prefix of {upstream.label}'s"
-    waiting_for = f"the comparison with {upstream.label}" if comparable else f"{upstream.label} to serve"
-    return Decision(reason, Standby(followed) if proven else Stopped(), compare=compare, waiting_for=waiting_for)
-
-
-def _diverged(upstream: Peer, detail: str) -> Decision:
-    reason = f"stopped: the data here have diverged from {upstream.label}'s: {detail}"
-    return Decision(reason, Stopped(), waiting_for=REBUILD)
-
-
-def _comparison(shard: Shard, upstream: Peer) -> Compare | None:
-    """Ask until there is an answer of this generation that cannot pass, and again when the upstream has more proof."""
-    if not shard.serving(upstream):
-        return None
-    wanted = Compare(upstream, shard.state.generation, shard.proof_of(upstream))
-    link = shard.link_to(upstream)
-    settled = link and link.proof == wanted.proof and link.answer is not Comparison.AHEAD
-    return None if settled else wanted
-
-
-# --- 3 and 7. Roles: deposed and unassigned -------------------------------------------------------------------------
-
-
-def _as_deposed(shard: Shard) -> Decision:
-    """No PostgreSQL. A deposed peer takes itself off the list when its data prove to be a prefix after all."""
-    view, state, source = shard.view, shard.state, shard.state.primary
-    if view.leaving:
-        return Decision("leaving", Stopped(), resign=True)
-    if not view.database.initialized:
-        return Decision("deposed, without a database", Stopped(), waiting_for=REBUILD)
-    if not shard.present(source) and state.sync and shard.proof_of(state.sync) >= state.generation:
-        source = state.sync
-    link = shard.link_to(source)
-    if link and link.answer is Comparison.PREFIX and shard.i_am_present and not view.write_open:
-        others = tuple(peer for peer in state.deposed if peer.id != view.me.id)
-        reason = f"no longer deposed: the data here are a prefix of {source.label}'s"
-        return Decision(reason, Stopped(), write=Write(state.replace(deposed=others), view.version, reason))
-    if link and link.answer is Comparison.DIVERGED:
-        return _diverged(source, link.detail)
-    reason = f"deposed: it is not known yet whether the data here are a prefix of {source.label}'s"
-    return Decision(reason, Stopped(), compare=_comparison(shard, source), waiting_for=f"{source.label}, or {REBUILD}")
 
 
 def _as_unassigned(shard: Shard) -> Decision:
@@ -264,8 +195,8 @@ def _as_unassigned(shard: Shard) -> Decision:
 _RULES = {
     Role.PRIMARY: _as_primary,
     Role.SYNC: _as_sync,
-    Role.ASYNC: _as_standby,
-    Role.DEPOSED: _as_deposed,
+    Role.ASYNC: as_standby,
+    Role.DEPOSED: as_deposed,
     Role.UNASSIGNED: _as_unassigned,
 }
 
@@ -382,7 +313,7 @@ def _next_generation(shard: Shard, cause: Cause, sealed: Lsn, sync: Peer) -> Clu
         asyncs=tuple(peer for peer in others if peer.id != sync.id and shard.present(peer)),
         deposed=deposed,
         init_wal=sealed,
-        without=("promote", "oneNodeWriteMode") if alone else ("promote",),
+        without=("promote", "override", *(("oneNodeWriteMode",) if alone else ())),
     )
 
 
@@ -424,6 +355,8 @@ def _finish(shard: Shard, decision: Decision) -> Decision:
         sealed = view.database.sealed if isinstance(wanted, Primary | Standby) and wanted.sealed else None
         seal = Seal(shard.state.generation, sealed) if sealed is not None else None
         memory = replace(memory, seal=seal)
+    if view.database.initialized and isinstance(wanted, Restore | Rewind):
+        memory = replace(memory, proof=0)
     serving = shard.i_serve and isinstance(wanted, Primary | Standby) and not decision.resign
     ready = serving and (isinstance(wanted, Primary) or shard.i_stream)
     link = shard.link_to(shard.upstream) if shard.follows else None

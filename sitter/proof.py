@@ -2,7 +2,8 @@
 
 Proof is the newest generation of which this peer knows that its data are a prefix of that generation's primary's WAL
 and hold all that the generation began with. It comes from `initdb`, from one's own seal, or from an upstream that has
-it; never from being named. It goes with the data it speaks of.
+it; never from being named, unless an operator gives his word for it, which counts once. It goes with the data it speaks
+of.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ def _earned(view: View, state: ClusterState, memory: Memory) -> int:
     cluster, seal = view.cluster, memory.seal
     if state.primary.id != view.me.id:
         return _from_upstream(view, state)
+    if state.override_due:
+        return state.generation
     if state.generation == 1 and cluster and cluster.by == view.me.id and cluster.system_identifier is None:
         return 1  # the database is the one that initdb made here: whoever sets a shard up has no data
     if seal and (state.generation, state.init_wal) == (seal.generation + 1, seal.position):

@@ -143,9 +143,10 @@ class Shard:
 
     @cached_property
     def restore_sources(self) -> tuple[Peer, ...]:
-        """The sync's data for an async, the primary's for the sync; then the other serving links, nearest first."""
-        above = self.above
-        below = self.state.assigned[len(above) + 1 :]
+        """The sync's data for an async or who is deposed, the primary's for the sync; then the other serving links."""
+        chain = self.state.assigned
+        here = next((at for at, peer in enumerate(chain) if peer.id == self.view.me.id), len(chain))
+        above, below = chain[:here][::-1], chain[here + 1 :]
         first = above[0] if len(above) == 1 else above[-2]
         ordered = (first, *(peer for peer in (*above, *below) if peer.id != first.id))
         return tuple(peer for peer in ordered if self.serving(peer))
@@ -191,9 +192,14 @@ class Shard:
 
     @cached_property
     def sync_contradicts(self) -> Comparison | None:
-        """What the sync says of its data, if that is not that they are a prefix of the primary's."""
+        """What the sync says of its data, if that is not that they are a prefix of the primary's.
+
+        Data that prove nothing contradict nobody: they were restored, or are from before an operator's word.
+        """
         said = self.said(self.state.sync) if self.state.sync else None
-        return said.compares if said and said.compares is not Comparison.PREFIX else None
+        if said is None or said.proof < self.needed_proof or said.compares is Comparison.PREFIX:
+            return None
+        return said.compares
 
 
 def promotes_to_sync(asked: Promote) -> bool:

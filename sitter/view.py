@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from functools import cached_property
 
 from manatee.cluster import Cluster, ClusterState, Comparison, Peer, PeerStatus, Role
@@ -51,6 +52,34 @@ class Memory:
     seal: Seal | None = None
 
 
+class Parting(StrEnum):
+    """How two logs have diverged."""
+
+    TIMELINES = "timelines"
+    """Their timelines part: what pg_rewind can judge."""
+    BYTES = "bytes"
+    """They differ on the same timelines: to pg_rewind, and to PostgreSQL, they are the same."""
+    DATABASE = "database"
+    """They are of two databases."""
+
+
+class Rejoin(StrEnum):
+    """What a deposed or returning peer may do by itself (`postgres.rejoin`); each may what the one before may."""
+
+    NEVER = "never"
+    """A deposed peer stays deposed until an operator acts."""
+    SAFE = "safe"
+    """It comes off the deposed list when its data prove to be a prefix."""
+    REWIND = "rewind"
+    """Data that have diverged are rewound."""
+    REBUILD = "rebuild"
+    """Data that have diverged and cannot be rewound are restored anew."""
+
+    @property
+    def rewinds(self) -> bool:
+        return self in (Rejoin.REWIND, Rejoin.REBUILD)
+
+
 @dataclass(frozen=True)
 class Link:
     """How our WAL compared with an upstream's, at one moment (design, section 6)."""
@@ -66,6 +95,8 @@ class Link:
     """What the upstream had flushed then: the proof is ours once we have flushed this."""
     detail: str = ""
     """Where the histories part, in words."""
+    parting: Parting | None = None
+    """How, if they have diverged."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +106,8 @@ class Database:
     initialized: bool = False
     identifier: str | None = None
     version: str | None = None
+    running: bool = False
+    """Processes of it run, whatever they do."""
     online: bool = False
     """It accepts connections."""
     writable_for: float = 0.0
@@ -97,6 +130,12 @@ class Database:
     """Since it was found dead or hung although it should run; None while it runs, or makes its way up."""
     handing_over: bool = False
     """A clean stop for a handover has begun."""
+    replacing: Restore | Rewind | None = None
+    """What is being done to the data now, as it was wanted: they are rewound, or restored from one of these peers."""
+    torn: bool = False
+    """A rewind was cut short: the data are neither what they were nor what they should be, and must not be started."""
+    unrewindable: str | None = None
+    """Why these data cannot be rewound, as far as that has been tried."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +174,7 @@ class View:
     resigned_for: float | None = None
     """How long ago we gave up our election node on purpose; None if we did not."""
     limits: Limits = Limits()
+    rejoin: Rejoin = Rejoin.SAFE
 
     def with_unready_times(self, seconds: Mapping[str, float]) -> View:
         """The same view, with the time for which each peer, by id, has been unready."""
@@ -176,6 +216,13 @@ class Restore:
 
 
 @dataclass(frozen=True)
+class Rewind:
+    """Turn the data back to where they parted from this primary's, and forward to what it has (pg_rewind)."""
+
+    source: Peer
+
+
+@dataclass(frozen=True)
 class Primary:
     """Run as primary."""
 
@@ -195,7 +242,7 @@ class Standby:
     sealed: bool = False
 
 
-Wanted = Keep | Stopped | Initialize | Restore | Primary | Standby
+Wanted = Keep | Stopped | Initialize | Restore | Rewind | Primary | Standby
 
 
 @dataclass(frozen=True)
@@ -246,5 +293,7 @@ class Decision:
     ready: bool = False
     compares: Comparison | None = None
     """How our data stand to the upstream's that the rules give, to be said to the others."""
+    diverged: str | None = None
+    """From whom our data have diverged, and where, to be said to the others."""
     look_again: float | None = None
     """Seconds after which the answer may change although nothing happens."""

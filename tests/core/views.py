@@ -103,6 +103,7 @@ def view(me: Peer, **changes: Any) -> View:
         initialized=True,
         identifier=IDENTIFIER,
         version="15",
+        running=True,
         online=True,
         writable_for=1000.0 if upstream is None else 0.0,
         end=END,

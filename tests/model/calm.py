@@ -13,7 +13,7 @@ from tests.model.world import start, steps
 
 BY_ITSELF = (
     *("flow", "acknowledge", "write", "join", "resign", "compare", "settle", "initdb", "shut", "stop", "start"),
-    *("pg-promote", "seal", "open", "follow"),
+    *("pg-promote", "seal", "open", "follow", "rewind"),
 )
 """The steps that need neither trouble nor an operator."""
 

@@ -26,7 +26,7 @@ from tests.model.world import empty, running, steps
 from tests.scenarios import script
 from tests.scenarios.replay import differences
 
-CORE = ("sitter.proof", "sitter.shard", "sitter.setup", "sitter.decide")
+CORE = ("sitter.proof", "sitter.shard", "sitter.follow", "sitter.forced", "sitter.setup", "sitter.decide")
 
 
 @dataclass(frozen=True)
@@ -81,12 +81,12 @@ def _source(name: str) -> str:
     return Path(spec.origin).read_text()
 
 
-def shard(count: int, *before: str, **trouble: int) -> Callable[[], World]:
+def shard(count: int, *before: str, rejoin: str = "safe", **trouble: int) -> Callable[[], World]:
     """A running shard, after these steps, with this much trouble ahead."""
     budget = {"trouble": sum(many for what, many in trouble.items() if what != "commit"), **trouble}
 
     def begin() -> World:
-        now = running(count, **dict.fromkeys(("commit", "trouble", *TROUBLES), 100))
+        now = running(count, rejoin, **dict.fromkeys(("commit", "trouble", *TROUBLES), 100))
         for what in before:
             now = next(after for said, after in steps(now) if said == what)
         return now._replace(budget=tuple(sorted((name.replace("_", "-"), many) for name, many in budget.items())))
@@ -94,7 +94,10 @@ def shard(count: int, *before: str, **trouble: int) -> Callable[[], World]:
     return begin
 
 
-TROUBLES = ("crash", "expire", "wipe", "lose-data", "operator", "lost", "slow", "mute", "old-snapshot", "forget")
+TROUBLES = (
+    *("crash", "expire", "wipe", "lose-data", "operator", "lost", "slow", "mute", "old-snapshot", "forget", "force"),
+    *("rewind-cut", "rewind-in-vain"),
+)
 
 
 def beside_silence() -> World:
@@ -122,6 +125,9 @@ LATE_TAKEOVER = (
     *("land-late B",),
 )
 """A declaration lands when its new sync has begun to follow the old primary in the declarer's stead."""
+
+DIVERGED = ("commit A", "expire A", "seal B", "write B", "pg-promote B", "catch-up A", "stop A", "join A", "compare A")
+"""The old primary has a commit that nobody else has, and knows it."""
 
 REBUILT = ("commit A", "flow B", "acknowledge A", "wipe B", "start B", "join B", "restore-from-C B")
 """The sync has lost an acknowledged commit, and lives on the data of an async that never had it."""
@@ -269,6 +275,44 @@ MUTANTS = [
         beginning=shard(4, *RESTORED_BEHIND_A_LAGGARD),
     ),
     Mutant("promoted before the names are set", beginning=shard(3, commit=1, expire=1)),
+    # Rewinding, and an operator's word
+    Mutant("a torn database bears no mark", beginning=shard(3, *DIVERGED, rejoin="rewind", rewind_cut=1)),
+    Mutant(
+        "what a rewind left half done is taken for data",
+        "    if not database.initialized or not database.torn:\n",
+        "    if True:\n",
+        shard(3, *DIVERGED, rejoin="rewind", rewind_cut=1),
+    ),
+    Mutant(
+        "proof survives a rewind",
+        "        memory = replace(memory, proof=0)\n",
+        "        pass\n",
+        shard(3, *DIVERGED, rejoin="rewind", rewind_cut=1),
+    ),
+    Mutant(
+        "a rewind that came to nothing is tried again",
+        "if rejoin.rewinds and unrewindable is None:",
+        "if rejoin.rewinds:",
+        shard(3, *DIVERGED, rejoin="rewind", rewind_in_vain=1),
+    ),
+    Mutant(
+        "an operator's word is acted on before it is taken",
+        "    if shard.state.override_due:\n        return take_word(shard)\n",
+        "",
+        shard(3, commit=1, force=1, slow=1),
+    ),
+    Mutant(
+        "an operator's word is taken beside who still runs",
+        "    busy = _still_busy(shard)\n",
+        "    busy = None\n",
+        shard(3, "commit A", "slow A", "slow B", commit=1, force=1),
+    ),
+    Mutant(
+        "an operator's word is taken while PostgreSQL still runs here",
+        "    if view.database.running:\n",
+        "    if False:\n",
+        shard(3, force=1),
+    ),
     # Set up and an old ZooKeeper
     Mutant(
         "set up beside a silent peer", "            if one.status is None:\n", "            if False:\n", beside_silence

@@ -34,6 +34,8 @@ class State(NamedTuple):
     promote: tuple[int, str, int | None, int] | None = None
     """Peer, role, index, generation."""
     alone: bool = False
+    forced: str | None = None
+    """An operator declared this generation: `due` until its primary has taken his word, then `taken`."""
 
 
 class Said(NamedTuple):
@@ -45,6 +47,7 @@ class Said(NamedTuple):
     compares: str | None
     generation: int
     proof: int
+    running: bool = False
 
 
 class Remembered(NamedTuple):
@@ -103,6 +106,12 @@ class One(NamedTuple):
     """It is configured for one-node-write mode."""
     leaving: bool = False
     """It was asked to stop."""
+    rejoin: str = "safe"
+    """What it may do by itself to come back."""
+    torn: bool = False
+    """A rewind of its data was cut short."""
+    vain: bool = False
+    """A rewind of its data was tried, and does not go."""
 
 
 class World(NamedTuple):

@@ -17,6 +17,11 @@ def land(world: World, by: int | None, new: State, *, late: bool = False) -> Wor
         begins = ((),)
     elif world.forgot:
         pass
+    elif new.forced and new.generation != old.generation:
+        begins, past = (*begins, *([()] * (new.generation - old.generation))), old
+    elif new.forced == "taken" and old.forced == "due":
+        world = _given_up(world, new)
+        begins = world.begins
     elif new.generation != old.generation:
         assert by is not None
         _check_declaration(world, by, old, new)
@@ -32,6 +37,15 @@ def land(world: World, by: int | None, new: State, *, late: bool = False) -> Wor
         one._replace(lag=one.lag._replace(fresh=False)) if one.lag and one.lag.fresh else one for one in world.peers
     )
     return world._replace(state=new, begins=begins, pending=None, peers=peers, past=past)
+
+
+def _given_up(world: World, new: State) -> World:
+    """What the operator has given up is lost: all that the primary of his choice does not have."""
+    one = world.peers[new.primary]
+    if one.pg is not None or one.wal is None or one.memory.proof != new.generation:
+        raise Violation("an operator's word is taken without data, or beside a PostgreSQL that runs")
+    kept = world.acked.intersection(one.wal)
+    return world._replace(acked=kept, begins=(*world.begins[:-1], one.wal))
 
 
 def known_newer(world: World, one: One) -> bool:
@@ -90,7 +104,7 @@ def check(world: World) -> None:
         proof = one.memory.proof
         if proof and one.wal is not None and proof <= len(world.begins):
             begin = world.begins[proof - 1]
-            if one.wal[: len(begin)] != begin:
+            if one.torn or one.wal[: len(begin)] != begin:
                 raise Violation(f"promise 3: {NAMES[me]} has proof of generation {proof}, but lacks its beginning")
     _check_proof_of_the_present(world)
 

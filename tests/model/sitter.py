@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from manatee.cluster import Comparison
-from sitter.view import Compare, Decision, Initialize, Keep, Primary, Restore, Standby, Stopped
+from sitter.view import Compare, Decision, Initialize, Keep, Primary, Restore, Rewind, Standby, Stopped
 from tests.model.parts import ALONE, NAMES, NOBODY, One, Pg, Step, Violation, World, broken, spend, with_peer, with_pg
 from tests.model.promises import known_newer, land
 from tests.model.wal import append, hear_of
@@ -145,6 +145,8 @@ def apply(world: World, me: int, decision: Decision) -> Iterator[Step]:
         yield "initdb", append(with_peer(world, me, wal=(), was_primary=True, link=None), me)
     elif isinstance(wanted, Restore):
         yield from _restore(world, me, wanted)
+    elif isinstance(wanted, Rewind):
+        yield from _rewind(world, me, wanted)
     elif isinstance(wanted, Primary):
         yield from _run_primary(world, me, one, pg, wanted)
     elif isinstance(wanted, Standby):
@@ -165,7 +167,9 @@ def _restore(world: World, me: int, wanted: Restore) -> Iterator[Step]:
         other = INDEX[source.id]
         theirs = world.peers[other]
         if other != me and theirs.wal and theirs.pg:
-            new = with_peer(world, me, wal=theirs.wal, was_primary=False, link=None, pg=None, failed=False)
+            new = with_peer(
+                world, me, wal=theirs.wal, was_primary=False, link=None, pg=None, failed=False, torn=False, vain=False
+            )
             if "the memory travels with a snapshot" in broken:
                 new = with_peer(new, me, memory=theirs.memory._replace(seal=None))
             yield f"restore-from-{NAMES[other]}", new
@@ -174,10 +178,39 @@ def _restore(world: World, me: int, wanted: Restore) -> Iterator[Step]:
                 yield f"restore-old-from-{NAMES[other]}", with_peer(old, me, wal=theirs.wal[:-1])
 
 
+def _rewind(world: World, me: int, wanted: Rewind) -> Iterator[Step]:
+    """Driver: our PostgreSQL is dead before; a rewind that finds nothing to do, or cannot be, says so and is not tried
+    again; what is left of one that is cut short is marked.
+    """
+    one, source = world.peers[me], INDEX[wanted.source.id]
+    theirs = world.peers[source]
+    if one.pg:
+        yield "stop", with_peer(world, me, pg=None)
+        return
+    if one.vain or one.torn:
+        raise Violation("a rewind that came to nothing is tried again")
+    if theirs.wal is None or theirs.pg is None or not theirs.pg.primary:
+        return
+    world = with_peer(world, me, link=None)
+    yield "rewind", with_peer(world, me, wal=theirs.wal, was_primary=False)
+    outcomes: list[tuple[str, dict[str, Any]]] = [
+        ("rewind-in-vain", {"vain": True}),
+        ("rewind-cut", {"torn": True, "vain": True, "wal": theirs.wal}),  # the log may be all there, and the data not
+    ]
+    for what, outcome in outcomes:
+        spent = spend(world, what)
+        if spent:
+            yield what, with_peer(spent, me, **outcome)
+
+
 def _run_primary(world: World, me: int, one: One, pg: Pg | None, wanted: Primary) -> Iterator[Step]:
     if one.wal is None:
         raise Violation("promise 4: a primary without data")
-    name = ALONE if wanted.sync is None else INDEX[wanted.sync.id]
+    if one.torn and not pg:
+        raise Violation("promise 3: data that a rewind left half done are started")
+    name, state = ALONE if wanted.sync is None else INDEX[wanted.sync.id], world.state
+    if state and state.forced == "due" and state.primary == me and one.memory.generation == state.generation:
+        raise Violation("an operator's word is acted on before it is taken: it would count again")
     if pg and pg.primary and one.handing_over:
         yield "stop", with_peer(world, me, pg=None, handing_over=False)  # a stop that has begun cannot be called off
         return
@@ -207,6 +240,8 @@ def _run_primary(world: World, me: int, one: One, pg: Pg | None, wanted: Primary
 
 def _run_standby(world: World, me: int, one: One, pg: Pg | None, wanted: Standby) -> Iterator[Step]:
     upstream = INDEX[wanted.upstream.id] if wanted.upstream else None
+    if one.torn and not pg:
+        raise Violation("promise 3: data that a rewind left half done are started")
     world = with_peer(world, me, handing_over=False)
     sealed = len(one.wal or ()) if wanted.sealed else None
     if sealed and "sealed at the momentary replay position" in broken:

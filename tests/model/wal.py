@@ -74,12 +74,11 @@ def acknowledge(world: World, me: int) -> World | None:
     if one.pg is None or not one.pg.primary or one.wal is None or one.pg.waits_for == NOBODY:
         return None
     confirmed = len(one.wal) if one.pg.waits_for == ALONE else one.pg.confirmed
-    news = world.acked.union(one.wal[:confirmed])
+    news, state = world.acked.union(one.wal[:confirmed]), world.state
     if len(news) == len(world.acked):
         return None
-    state = world.state
-    if world.forgot:
-        return world._replace(acked=news)
+    if world.forgot or (state and state.forced == "due"):
+        return world._replace(acked=news)  # what the operator gives up is not told yet
     current = state is not None and state.primary == me and one.memory.generation == state.generation
     if not current and not news <= world.acked.union(*world.begins[-1:]):
         # An answer that was on its way when the next generation was declared may come late: it lies below the seal.

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from manatee.cluster import Cluster, ClusterState, Comparison, Peer, PeerStatus, written_time
 from manatee.lsn import Lsn
 from sitter.decide import decide
-from sitter.view import Database, Decision, Link, Memory, Present, Seal, View
+from sitter.view import Database, Decision, Link, Memory, Parting, Present, Rejoin, Seal, View
 from tests.model.parts import NAMES, Remembered, Said, State, Violation, World, broken
 from tests.model.wal import streams
 
@@ -53,6 +53,9 @@ def wide(state: State) -> ClusterState:
         document["freeze"] = True
     if state.alone:
         document["oneNodeWriteMode"] = True
+    if state.forced:
+        taken = {"taken": FAR} if state.forced == "taken" else {}
+        document["override"] = {"id": peer(state.primary).id, "generation": state.generation, **taken}
     if state.promote:
         whom, role, index, generation = state.promote
         document["promote"] = {"id": peer(whom).id, "role": role, "generation": generation, "expireTime": FAR}
@@ -73,6 +76,7 @@ def narrow(state: ClusterState) -> State:
         state.frozen,
         None if asked is None else (INDEX[asked.id], asked.role, asked.async_index, asked.generation),
         state.one_node_write_mode,
+        ("due" if state.override_due else "taken") if state.forced else None,
     )
 
 
@@ -88,6 +92,7 @@ def _present(index: int, said: Said | None, late: bool) -> Present:
             "compares": said.compares,
             "generation": said.generation,
             "proof": said.proof,
+            "running": said.running,
         }
     )
     return Present(peer(index), status, unready_for=math.inf if late and not said.ready else 0.0)
@@ -146,6 +151,9 @@ def wish(world: World, me: int, late: bool) -> Wish:
         one.failed,
         one.singleton,
         one.leaving,
+        one.rejoin,
+        one.torn,
+        one.vain,
     )
     found = _wishes.get(key)
     if found is None:
@@ -174,10 +182,12 @@ def _ask(
     passed = math.inf if late else 0.0
     seal = memory.seal
     link = one.link
+    parting = Parting.TIMELINES if link and link[3] == Comparison.DIVERGED else None
     database = Database(
         initialized=one.wal is not None,
         identifier=IDENTIFIER if one.wal is not None else None,
         version="15",
+        running=pg is not None,
         online=pg is not None,
         writable_for=math.inf if pg and pg.primary else 0.0,
         end=Lsn(len(one.wal)) if pg and one.wal is not None else None,
@@ -186,9 +196,11 @@ def _ask(
         upstream=peer(pg.upstream).id if pg and pg.upstream is not None else None,
         streaming=bool(pg and not pg.primary and streams(world, me)),
         attached={peer(other).id: Lsn(end) for other, end in attached.items()},
-        link=Link(peer(link[0]).id, link[1], link[2], Comparison(link[3]), Lsn(link[4])) if link else None,
+        link=Link(peer(link[0]).id, link[1], link[2], Comparison(link[3]), Lsn(link[4]), "", parting) if link else None,
         failing_for=passed if one.failed and pg is None else None,
         handing_over=one.handing_over,
+        torn=one.torn and "a torn database bears no mark" not in broken,
+        unrewindable="it was tried" if one.vain else None,
     )
     view = View(
         me=peer(me),
@@ -209,6 +221,7 @@ def _ask(
         resigned_for=passed if one.resigned else None,
         singleton=one.singleton,
         leaving=one.leaving,
+        rejoin=Rejoin(one.rejoin),
     )
     try:
         decision = _decide(view)
@@ -228,6 +241,7 @@ def _ask(
         decision.compares and str(decision.compares),
         then.generation,
         then.proof,
+        pg is not None,
     )
     write = decision.write
     return Wish(decision, remembered, said, narrow(write.state) if write else None, bool(write and write.cluster))

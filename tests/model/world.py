@@ -7,11 +7,17 @@ flows, and what goes wrong (bounded by a budget). A step that breaks a promise r
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
+from manatee.override import forced_state
 from tests.model.parts import NAMES, Lag, One, Pg, Remembered, State, Step, World, broken, spend, with_peer
 from tests.model.promises import land
 from tests.model.sitter import settle, sitter_steps
 from tests.model.wal import acknowledge, append, flow
+from tests.model.wishes import NOW, narrow, peer, wide
+
+GONE: dict[str, Any] = {"was_primary": False, "torn": False, "vain": False}
+"""What goes with the data."""
 
 
 def steps(world: World) -> Iterator[Step]:
@@ -65,13 +71,20 @@ def _misfortunes(world: World, me: int, one: One) -> Iterator[Step]:
             yield "mute", with_peer(world, me, lag=_lag(world), heard=False)
     if one.pg:
         yield "pg-crash", with_peer(world, me, pg=None, failed=True)
-    if present and (not one.up or not one.heard or one.lag is None):
+    if present and (not one.up or not one.heard or one.lag is None) and not _vouched_for(world, one):
         yield "expire", expire(world, me)
     if one.wal is not None:
-        yield "wipe", with_peer(crash(world, me), me, wal=None, memory=Remembered(), was_primary=False)
-        yield "lose-data", with_peer(crash(world, me), me, wal=None, was_primary=False)
+        yield "wipe", with_peer(crash(world, me), me, wal=None, memory=Remembered(), **GONE)
+        yield "lose-data", with_peer(crash(world, me), me, wal=None, **GONE)
     if one.pg and one.pg.upstream is not None and (me, one.pg.upstream) not in world.cut:
         yield "cut", world._replace(cut=((me, one.pg.upstream),))
+
+
+def _vouched_for(world: World, one: One) -> bool:
+    """Until his word is taken, an operator sees to it that nobody runs who is absent and does not know of it."""
+    state = world.state
+    due = state is not None and state.forced == "due"
+    return due and one.pg is not None and state is not None and one.memory.generation < state.generation
 
 
 def _forget(world: World, old: State | None) -> World:
@@ -135,12 +148,32 @@ def _operator(world: World, state: State) -> Iterator[Step]:
         rest = tuple(one for one in state.deposed if one != gone)
         cleared = land(world, None, state._replace(deposed=rest))
         asked.append((f"reap {NAMES[gone]}", cleared))
-        wiped = with_peer(crash(cleared, gone), gone, wal=None, memory=Remembered(), was_primary=False)
+        wiped = with_peer(crash(cleared, gone), gone, wal=None, memory=Remembered(), **GONE)
         asked.append((f"rebuild {NAMES[gone]}", wiped))
     for what, after in asked:
         spent = spend(after, "operator")
         if spent:
             yield what, spent
+    if dict(world.budget).get("force", 0) > 0:
+        for what, after in _forced(world):
+            spent = spend(after, "force")
+            if spent:
+                yield what, spent
+
+
+def _forced(world: World) -> Iterator[tuple[str, World]]:
+    """Break glass: a present peer with data is made the primary, while nobody who is absent runs PostgreSQL."""
+    present = [me for me, _ in world.active]
+    if any(one.pg and me not in present for me, one in enumerate(world.peers)):
+        return
+    state, acted_on = world.state, [one.memory.generation for one in world.peers]
+    for me in present:
+        if world.peers[me].wal is not None:
+            others = [peer(other) for other in present if other != me]
+            new = forced_state(
+                wide(state) if state else None, peer(me), others, acted_on=acted_on, now=NOW, reason="a word"
+            )
+            yield f"force {NAMES[me]}", land(world, None, narrow(new))
 
 
 def _promotable(state: State) -> Iterator[tuple[int, str, int | None]]:
@@ -153,7 +186,7 @@ def _promotable(state: State) -> Iterator[tuple[int, str, int | None]]:
 # --- Beginnings ---
 
 
-def running(count: int, **budget: int) -> World:
+def running(count: int, rejoin: str = "safe", /, **budget: int) -> World:
     """A shard of generation 1 in which all is well: everyone has the first entry, and proof."""
     first = (100,)
     state = State(1, 0, 1, tuple(range(2, count)))
@@ -164,6 +197,7 @@ def running(count: int, **budget: int) -> World:
             pg=Pg(True, 1, confirmed=1) if me == 0 else Pg(False, upstream=me - 1),
             memory=Remembered(True, 1, 1),
             link=None if me == 0 else (me - 1, 1, 1, "prefix", 1),
+            rejoin=rejoin,
         )
         for me in range(count)
     ]

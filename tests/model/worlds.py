@@ -20,6 +20,8 @@ INVARIANTS = (
     "promise 6: who knows of a newer generation, or sees one who does, starts and writes nothing",
     "the generation rises by one; its primary was primary or sync, the old primary is deposed, the sync holds the seal",
     "a peer leaves the deposed list by itself only with data that are a prefix of the primary's",
+    "promise 3: data that a rewind has left half done are never started; one that came to nothing is not repeated",
+    "after an operator's word: it is taken once, beside nobody who still acts on what was; then all of the above",
     "the core never fails",
 )
 
@@ -33,9 +35,9 @@ class Beginning:
     depth: int = 60
 
 
-def _shard(peers: int, trouble: int, **kinds: int) -> Callable[[], World]:
+def _shard(peers: int, trouble: int, rejoin: str = "safe", **kinds: int) -> Callable[[], World]:
     budget = {"commit": 1, "trouble": trouble, **kinds}
-    return lambda: running(peers, **{name.replace("_", "-"): many for name, many in budget.items()})
+    return lambda: running(peers, rejoin, **{name.replace("_", "-"): many for name, many in budget.items()})
 
 
 def _nothing(peers: int, trouble: int, **kinds: int) -> Callable[[], World]:
@@ -69,6 +71,13 @@ WORLDS = (
     Beginning("3 peers, the operator acts", _shard(3, 3, operator=2, expire=1, crash=1), 2),
     Beginning("3 peers, PostgreSQL crashes and links break", _shard(3, 3, pg_crash=2, cut=1, expire=1)),
     Beginning("3 peers, ZooKeeper forgets", _shard(3, 3, forget=1, forget_all=1, expire=1, crash=1, wipe=1)),
+    Beginning(
+        "3 peers, who has diverged is rewound or restored",
+        _shard(3, 3, "rebuild", expire=2, crash=1, rewind_cut=1, rewind_in_vain=1, commit=2),
+        2,
+    ),
+    Beginning("3 peers, an operator forces a primary", _shard(3, 3, force=1, expire=1, crash=1, slow=1, commit=2), 2),
+    Beginning("3 peers, a primary is forced whose zone comes back empty", _shard(3, 3, force=1, wipe=1, expire=1)),
     Beginning("3 peers, set up", _nothing(3, 3, expire=1, crash=1, wipe=1, slow=1)),
     Beginning("4 peers, sessions and crashes", _shard(4, 2, expire=2, crash=2), 2),
     Beginning("4 peers, a zone comes back empty", _shard(4, 2, wipe=1, expire=1, old_snapshot=1), 2),

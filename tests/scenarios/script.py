@@ -9,8 +9,9 @@ more, and what is so is written below it. `python -m tests.scenarios.script` wri
 
 What can happen: `shard N` (a running shard) and `peers N` (peers without data; `peers N alone` with a singleton) begin
 a script; every step of `tests.model.world` (`crash A`, `start A`, `expire A`, `mute A`, `catch-up A`, `commit A`,
-`pg-crash A`, `wipe A`, `freeze`, `promote C`, `rebuild A`, `reap A`, ...); `disk A empty|older|ahead|diverged` changes
-what a stopped peer has on disk; `leave A` asks its sitter to stop; `ask C async 0 generation 1` is any promote request;
+`pg-crash A`, `wipe A`, `freeze`, `promote C`, `rebuild A`, `reap A`, ...); `disk A empty|older|ahead|diverged|rolled-back` changes
+what a stopped peer has on disk (the last behind its sitter's back: it remembers what was proven); `rejoin A rebuild`
+sets what it may do by itself; `leave A` asks its sitter to stop; `ask C async 0 generation 1` is any promote request;
 `later` lets every timeout pass; `alone A` configures one-node-write mode, `together A` takes it back; `step STEP` does
 one step and lets nothing else happen.
 """
@@ -31,7 +32,7 @@ HERE = Path(__file__).parent
 PLENTY = 1000
 TROUBLES = (
     *("trouble", "commit", "crash", "slow", "mute", "pg-crash", "expire", "wipe", "cut", "operator", "lost"),
-    *("forget", "forget-all", "old-snapshot"),
+    *("forget", "forget-all", "old-snapshot", "force", "rewind-cut", "rewind-in-vain"),
 )
 BUDGET = dict.fromkeys(TROUBLES, PLENTY)
 
@@ -65,7 +66,7 @@ def happen(world: World | None, command: str) -> World:
         return _step(world, " ".join(words[1:]))
     if words[0] == "later":
         return rest(rest(world, late=True))
-    if words[0] in ("disk", "leave", "ask", "alone", "together"):
+    if words[0] in ("disk", "leave", "ask", "alone", "together", "rejoin"):
         return rest(settle(_changed(world, words)))
     return rest(_step(world, command))
 
@@ -81,6 +82,8 @@ def _step(world: World, wanted: str) -> World:
 def _changed(world: World, words: list[str]) -> World:
     me = NAMES.index(words[1])
     one, state = world.peers[me], world.state
+    if words[0] == "rejoin":
+        return with_peer(world, me, rejoin=words[2])
     if words[0] == "leave":
         return with_peer(world, me, leaving=True)
     if words[0] in ("alone", "together"):
@@ -90,6 +93,8 @@ def _changed(world: World, words: list[str]) -> World:
         index = int(words[3]) if words[2] == "async" else None
         return land(world, None, state._replace(promote=(me, words[2], index, int(words[-1]))))
     assert one.wal is not None
+    if words[2] == "rolled-back":  # beyond what the invariants can hold of: a memory that is private to other data
+        return with_peer(world, me, wal=one.wal[:-1])._replace(forgot=True)
     disks = {"empty": None, "older": one.wal[:-1], "ahead": (*one.wal, 199), "diverged": (*one.wal[:-1], 199)}
     # Whatever changed the data did not bring a memory with it.
     memory = type(one.memory)() if words[2] == "empty" else one.memory._replace(proof=0)
@@ -113,11 +118,14 @@ def _state(state: State | None) -> str:
         said += f", deposed: {' '.join(NAMES[one] for one in state.deposed)}"
     if state.promote:
         said += f", promote: {NAMES[state.promote[0]]} from {state.promote[1]}"
+    if state.forced:
+        said += f", by an operator's word ({state.forced})"
     return said + (", one-node-write mode" if state.alone else "") + (", frozen" if state.frozen else "")
 
 
 def _peer(world: World, me: int, one: One) -> str:
     data = "no data" if one.wal is None else f"{len(one.wal)}" + ("*" if _strays(world, one) else "")
+    data += " torn" if one.torn else ""
     if not one.up:
         return f"{NAMES[me]}  dead, {data}"
     now = wish(world, me, late=False)
