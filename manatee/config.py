@@ -146,8 +146,10 @@ class Storage(_Section):
 
     @model_validator(mode="after")
     def _complete(self) -> Storage:
-        if self.driver == "zfs":
-            raise ValueError('"zfs" is not available yet: expected "basebackup"')
+        if self.driver == "zfs" and self.dataset is None:
+            raise ValueError('dataset is missing: expected the name of a ZFS dataset, since driver is "zfs"')
+        if self.dataset is not None and not re.fullmatch(r"[A-Za-z0-9][\w.:-]*(/[\w.:-]+)+", self.dataset, re.ASCII):
+            raise ValueError(f"dataset = {self.dataset!r}: expected pool/name, as zfs list shows it, not a whole pool")
         return self
 
     @property

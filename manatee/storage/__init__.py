@@ -123,6 +123,19 @@ class Storage(Protocol):
     def keeps_snapshots(self) -> bool:
         """Whether snapshots can be taken and kept; if not, there are none and taking one is refused."""
 
+    @property
+    def detail(self) -> Mapping[str, object]:
+        """What an operator may want to know of it, as JSON can say it, as far as it is known by now."""
+
+    async def open(self) -> None:
+        """Make the data reachable where they should be, and finish what a death has interrupted.
+
+        By the program that runs PostgreSQL, or rebuilds it, before it looks at the data. Raises StorageError.
+        """
+
+    async def prepare(self) -> None:
+        """As `open`, and make a place for a new database if there is none: `data_dir`'s parent exists."""
+
     async def has_data(self) -> bool:
         """Whether there is a database here."""
 
@@ -144,14 +157,21 @@ class Storage(Protocol):
     def receive(self, offer: Offer) -> AbstractAsyncContextManager[Receiving]:
         """Receive what was offered. Raises ReceiveFailed for an offer of another driver, NoSpace if it cannot fit."""
 
-    async def isolate(self, prefix: str) -> Path | None:
-        """Put the live data aside, durably: where to, or None if there were none. PostgreSQL must not run on them."""
+    async def isolate(self, prefix: str, *, base: bool = True) -> Path | None:
+        """Put the live data aside, durably: where to, or None if there were none. PostgreSQL must not run on them.
+
+        Where to is a directory, or with ZFS the name of a dataset. With `base` false nothing of what follows builds on
+        them: the next restore is a full one.
+        """
 
     async def drop_isolated(self, keep: int) -> int:
         """Destroy what was isolated, all but the newest `keep`; how many were destroyed."""
 
-    async def clear_leftovers(self) -> int:
-        """Destroy what transfers that were cut short have left; how many there were. None may be running."""
+    async def clear_leftovers(self, *, resumable: bool = False) -> int:
+        """Destroy what transfers that were cut short have left; how many there were. None may be running.
+
+        What the next restore can go on from stays, unless `resumable`: then that goes, too.
+        """
 
     async def snapshots(self) -> Sequence[Snapshot]:
         """The snapshots that are Manatee's own, the oldest first."""
@@ -165,6 +185,10 @@ class Storage(Protocol):
 
 def open_storage(settings: Settings) -> Storage:
     """The storage that the settings name."""
-    from manatee.storage.basebackup import BaseBackup  # only the driver that is used is imported
+    if settings.storage.driver == "zfs":  # only the driver that is used is imported
+        from manatee.storage.zfs import Zfs
+
+        return Zfs(settings)
+    from manatee.storage.basebackup import BaseBackup
 
     return BaseBackup(settings)

@@ -58,6 +58,24 @@ class BaseBackup:
     def data_dir(self) -> Path:
         return self._settings.storage.data_dir
 
+    @property
+    def detail(self) -> Mapping[str, object]:
+        return {"directory": str(self._directory)}
+
+    async def open(self) -> None:
+        """Nothing to do: it is a directory."""
+
+    async def prepare(self) -> None:
+        def make() -> None:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            if self._user and self._directory.stat().st_uid != self._user.uid:
+                os.chown(self._directory, self._user.uid, self._user.gid)
+
+        try:
+            await asyncio.to_thread(make)
+        except OSError as error:
+            raise StorageError(f"{self._directory} cannot be made: {error.strerror}") from error
+
     async def has_data(self) -> bool:
         return await asyncio.to_thread(datadir.has_database, self.data_dir)
 
@@ -77,7 +95,7 @@ class BaseBackup:
     def receive(self, offer: Offer) -> AbstractAsyncContextManager[Receiving]:
         return self._receive(offer)
 
-    async def isolate(self, prefix: str) -> Path | None:
+    async def isolate(self, prefix: str, *, base: bool = True) -> Path | None:  # noqa: ARG002 - always a full one
         return await asyncio.to_thread(_isolate, self.data_dir, prefix, self._user)
 
     async def drop_isolated(self, keep: int) -> int:
@@ -91,7 +109,7 @@ class BaseBackup:
 
         return await asyncio.to_thread(drop)
 
-    async def clear_leftovers(self) -> int:
+    async def clear_leftovers(self, *, resumable: bool = False) -> int:  # noqa: ARG002 - nothing to go on from
         def clear() -> int:
             found = [path for path in _entries(self._directory) if path.name.startswith((_RESTORING, _DROPPING))]
             for path in found:

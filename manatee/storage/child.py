@@ -77,14 +77,16 @@ class Child:
 
 
 @asynccontextmanager
-async def running(argv: Sequence[str], *, user: Account | None, stdout: int = DEVNULL) -> AsyncIterator[Child]:
+async def running(
+    argv: Sequence[str], *, user: Account | None = None, stdin: int = DEVNULL, stdout: int = DEVNULL
+) -> AsyncIterator[Child]:
     """Run a program; it is surely gone when the block is left. Raises OSError when it cannot be started."""
     options: dict[str, Any] = {}
     if user is not None:
         options.update(user=user.uid, group=user.gid, extra_groups=user.groups)
     process = await asyncio.create_subprocess_exec(
         *argv,
-        stdin=DEVNULL,
+        stdin=stdin,
         stdout=stdout,
         stderr=PIPE,
         cwd="/",
@@ -98,6 +100,32 @@ async def running(argv: Sequence[str], *, user: Account | None, stdout: int = DE
         yield child
     finally:
         await child.end()
+
+
+async def output(argv: Sequence[str], *, timeout: float) -> tuple[int, str, str]:
+    """Run a short program as this process's user: its exit status, and what it said on its standard output and error.
+
+    It is gone when this returns. Raises OSError when it cannot be started, TimeoutError after `timeout` seconds.
+    """
+    process = await asyncio.create_subprocess_exec(
+        *argv,
+        stdin=DEVNULL,
+        stdout=PIPE,
+        stderr=PIPE,
+        cwd="/",
+        env=_environment(None),
+        start_new_session=True,
+        preexec_fn=_die_with_parent,
+    )
+    try:
+        async with asyncio.timeout(timeout):
+            said, complained = await process.communicate()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+    assert process.returncode is not None
+    return process.returncode, said.decode(errors="replace"), complained.decode(errors="replace")
 
 
 def _environment(user: Account | None) -> dict[str, str]:

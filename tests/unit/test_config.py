@@ -112,7 +112,7 @@ def test_an_address_of_version_six_is_bracketed_in_urls(tmp_path: Path) -> None:
         ),
         (
             {"storage.driver": "zfs", "storage.dataset": "tank"},
-            "storage: dataset = 'tank': expected pool/name as zfs list shows it, not a whole pool",
+            "storage: dataset = 'tank': expected pool/name, as zfs list shows it, not a whole pool",
         ),
         ({"storage.driver": "tape"}, "storage.driver = 'tape': should be 'basebackup' or 'zfs'"),
         (

@@ -1,0 +1,128 @@
+"""A snapshot on its way out: what the receiver can make use of decides whether all of it is sent or the difference."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from manatee.storage import Offer, pipe
+from manatee.storage.datadir import Identity
+from manatee.storage.errors import SendFailed
+from manatee.storage.zfs.command import Dataset, zfs
+from manatee.storage.zfs.errors import ZfsError
+from manatee.storage.zfs.interface import Interface, Moving, Option, Order
+from manatee.storage.zfs.names import is_own
+
+DRIVER = "zfs"
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The stream that a `receive_resume_token` belongs to."""
+
+    snapshot: str
+    """In full, by the sender's name of then."""
+    guid: str
+
+
+async def read_token(token: str) -> Cut | None:
+    """What a token says of itself; None if this machine's zfs(8) makes nothing of it."""
+    if not re.fullmatch(r"[0-9a-f-]+", token):
+        return None
+    try:
+        said = await zfs("send", "-nvt", token)
+    except ZfsError:
+        return None
+    name, guid = re.search(r"toname = (\S+)", said), re.search(r"toguid = (?:0x)?([0-9a-f]+)", said)
+    return Cut(name[1], str(int(guid[1], 16))) if name and guid else None
+
+
+def base_for(wanted: Mapping[str, str], snapshots: Sequence[Dataset]) -> Dataset | None:
+    """The newest of our own snapshots that the receiver has as well."""
+    theirs = set(wanted.get("guids", "").split(","))
+    return next((each for each in reversed(snapshots) if is_own(each.snapshot) and each["guid"] in theirs), None)
+
+
+def options_for(wanted: Mapping[str, str], live: Dataset, able: frozenset[Option]) -> frozenset[Option]:
+    """What both ends understand and these data have any use for."""
+    theirs = set(wanted.get("accepts", "").split(","))
+    common = {option for option in able if option in theirs}
+    if live["encryption"] in ("-", "off"):
+        common.discard("raw")
+    if live["compression"].startswith("zstd") and "zstd" not in theirs:
+        common.discard("compressed")
+    if "raw" in common:
+        return frozenset({"raw"})  # the data as they lie on the disk: compressed, large and embedded as they are
+    return frozenset(common)
+
+
+def guess(live: Dataset, snapshots: Sequence[Dataset], sent: Dataset, base: Dataset | None) -> int:
+    """About how many bytes a stream has, where ZFS cannot say: rather more than less, as it decompresses."""
+    size = sent.number("referenced")
+    if base is not None:
+        later = snapshots[snapshots.index(base) :]
+        # What was written since is what is new by size, and what took the place of what only older snapshots have.
+        size = max(0, size - base.number("referenced")) + sum(each.number("used") for each in later)
+    with contextlib.suppress(ValueError):
+        size = int(size * float(live["compressratio"].rstrip("x")))
+    return size + (1 << 20)
+
+
+class Sending:
+    """`manatee.storage.Sending`: the format carries checksums, and an end that a receiver insists on."""
+
+    checks_itself = True
+
+    def __init__(self, offer: Offer, fd: int, moving: Moving, timeout: float) -> None:
+        self.offer = offer
+        self.fd = fd
+        self.complete = False
+        self._moving = moving
+        self._timeout = timeout
+
+    async def finished(self) -> None:
+        try:
+            async with asyncio.timeout(self._timeout):
+                await self._moving.ended()
+        except TimeoutError:
+            raise SendFailed("ZFS closed its end of the stream and did not say how it went") from None
+        except ZfsError as error:
+            raise SendFailed(f"ZFS did not send all of it: {error}") from error
+        self.complete = True
+
+
+@asynccontextmanager
+async def sending(interface: Interface, order: Order, offer: Offer, timeout: float) -> AsyncIterator[Sending]:
+    """The stream of `order`; when the block is left, nothing of it runs any more."""
+    read, write = pipe.open_pipe()
+    os.set_blocking(read, False)
+    try:
+        async with interface.send(order, write) as moving:
+            os.close(write)
+            write = -1
+            try:
+                yield Sending(offer, read, moving, timeout)
+            finally:
+                os.close(read)  # who writes into it ends with that
+                read = -1
+    finally:
+        for fd in (read, write):
+            if fd >= 0:
+                os.close(fd)
+
+
+def offered(order: Order, identity: Identity, size: int | None, space: int | None, base: Dataset | None) -> Offer:
+    """The offer of a stream, with what only the other end's driver reads."""
+    detail = {"form": "rest" if order.token else "increment" if base else "full"}
+    if base is not None:
+        detail["base"] = base["guid"]
+    if space is not None:
+        detail["space"] = str(space)
+    if "raw" in order.options:
+        detail["raw"] = "yes"
+    return Offer(DRIVER, order.snapshot.rpartition("@")[2], identity, size, detail)
