@@ -262,9 +262,13 @@ class Coordination:
             return  # the session that had joined has ended, and its nodes with it
         with refusals("leave the shard"):
             for name in await self._own(self._entered[0]):
-                for path in (f"{self._layout.status}/{name}", f"{self._layout.election}/{name}"):
-                    with contextlib.suppress(NoNodeError):
-                        await self._session.commit(delete(path))
+                status, node = f"{self._layout.status}/{name}", f"{self._layout.election}/{name}"
+                try:
+                    await self._session.commit(delete(status), delete(node))  # a handover waits for it
+                except NoNodeError:
+                    for path in (status, node):
+                        with contextlib.suppress(NoNodeError):
+                            await self._session.commit(delete(path))
                 self._log.info("resigned", node=name)
         self._entered = self._mine = self._published = None
 

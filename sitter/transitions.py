@@ -237,7 +237,8 @@ class Transitions:
         if clean and self._server.running:
             self.handing_over = not self._server.standby
             await self._server.stop_cleanly()
-        await self._server.stop("immediate")
+        else:
+            await self._server.stop("immediate")
         self.upstream = None
         self._void_seal()
 
@@ -285,7 +286,8 @@ class Transitions:
         await self._online()
         if self._server.standby:
             self._begin("promoting PostgreSQL")
-            await self._server.configure(Replication(name, read_only=True))
+            if self._server.replication.commits_wait_for != NOBODY:
+                await self._server.configure(Replication(NOBODY, read_only=True))
             await promote(self._settings, self._log)
             self._server.standby = False
             self._void_seal()

@@ -45,6 +45,14 @@ def write_durably(path: Path, content: str | bytes, account: Account | None, *, 
 
     It belongs to `account` (to us if None). Raises OSError.
     """
+    write_at_once(path, content, account, mode=mode, durable=True)
+    sync_directory(path.parent)
+
+
+def write_at_once(
+    path: Path, content: str | bytes, account: Account | None, *, mode: int = 0o600, durable: bool = False
+) -> None:
+    """Replace the file at `path` so that nobody ever reads half of it; after a crash it may hold anything."""
     data = content.encode() if isinstance(content, str) else content
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
@@ -54,12 +62,12 @@ def write_durably(path: Path, content: str | bytes, account: Account | None, *, 
             os.fchmod(file.fileno(), mode)
             if account:
                 os.fchown(file.fileno(), account.uid, account.gid)
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-    sync_directory(path.parent)
 
 
 def remove_durably(path: Path) -> None:

@@ -24,7 +24,7 @@ from manatee.cluster import Peer, application_name
 from manatee.config import Settings
 from manatee.watched import together
 from sitter.postgres import access, versions
-from sitter.postgres.account import Account, remove_durably, write_durably
+from sitter.postgres.account import Account, remove_durably, write_at_once, write_durably
 from sitter.postgres.controldata import FLOORS, ControlData
 from sitter.postgres.tools import run_tool
 from sitter.postgres.versions import of_data
@@ -231,9 +231,12 @@ def render(settings: Settings, foundation: Mapping[str, str], replication: Repli
 
 
 def write(settings: Settings, foundation: Mapping[str, str], replication: Replication) -> Path:
-    """Render the configuration file and replace it durably; a start or a reload makes it count. Raises OSError."""
+    """Render the configuration file and replace it; a start or a reload makes it count. Raises OSError.
+
+    It need not outlast a crash of the machine: every start writes it anew.
+    """
     path = file(settings)
-    write_durably(path, render(settings, foundation, replication), Account.of(settings))
+    write_at_once(path, render(settings, foundation, replication), Account.of(settings))
     return path
 
 

@@ -168,7 +168,7 @@ async def connect(
     deadline = asyncio.timeout(limit)
     try:
         async with deadline:
-            connection = await _open(settings, timeout=limit, application_name=application_name)
+            connection = await open_connection(settings, timeout=limit, application_name=application_name)
             try:
                 yield connection
             finally:
@@ -248,7 +248,8 @@ def _lsn(written: str | None) -> Lsn | None:
     return None if written is None else Lsn.parse(written)
 
 
-async def _open(settings: Settings, *, timeout: float, application_name: str) -> Connection:
+async def open_connection(settings: Settings, *, timeout: float, application_name: str = APPLICATION) -> Connection:
+    """What `connect` yields, for the caller to close and to keep the deadlines of. Raises Hung, Unreachable."""
     try:
         return await psycopg.AsyncConnection.connect(
             host=str(settings.postgres.socket_dir),

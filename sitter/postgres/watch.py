@@ -1,7 +1,8 @@
 """Looks at PostgreSQL: once a second, and whenever somebody needs to know now.
 
-Every look is a fresh connection with a deadline, because an old one still answers when the postmaster hangs. Refused is
-not the same as silent: a server that starts or has died refuses, one that accepts and does not answer hangs.
+Health is a fresh connection with a deadline, because an old one still answers when the postmaster hangs. Refused is not
+the same as silent: a server that starts or has died refuses, one that accepts and does not answer hangs. The connection
+of the last such look is asked in between: a look on the way to a takeover costs one millisecond then instead of ten.
 """
 
 from __future__ import annotations
@@ -9,14 +10,19 @@ from __future__ import annotations
 import asyncio
 import time
 
+import psycopg
+
 from manatee.config import Settings
 from sitter.postgres import controldata, queries, versions
-from sitter.postgres.errors import Hung, PostgresError
+from sitter.postgres.errors import Hung, PostgresError, Unreachable
 from sitter.postgres.queries import Facts
 from sitter.postgres.server import Server
 
 PATIENCE = 0.25
 """Seconds for which the daemon's loop waits for a look; a slower one goes on beside it."""
+
+QUICK = 1.0
+"""Seconds for an answer over a connection that is there already; then a new one is made."""
 
 
 class Watch:
@@ -27,6 +33,8 @@ class Watch:
         self._server = server
         self._looking: asyncio.Task[None] | None = None
         self._seen_at = -float("inf")
+        self._kept: queries.Connection | None = None
+        self._anew = False
         self.facts: Facts | None = None
         """What the last successful look saw; None while PostgreSQL lets nobody in."""
         self.problem: str | None = None
@@ -52,11 +60,13 @@ class Watch:
         """Look at every `postgres.health_interval`, until cancelled."""
         try:
             while True:
+                self._anew = True
                 await self.look()
                 await asyncio.sleep(self._settings.postgres.health_interval)
         finally:
             if self._looking:
                 self._looking.cancel()
+            self._drop()
 
     async def look(self) -> None:
         """Look now, or share the look that is under way; returns after `PATIENCE` seconds in any case."""
@@ -91,11 +101,11 @@ class Watch:
         try:
             await self._identify()
             if not self._server.running:
+                self._drop()
                 self.facts, self.problem = None, None
                 self.hung.clear()
                 return
-            self.facts = await queries.facts(self._settings, timeout=self._settings.postgres.health_timeout)
-            self._seen_at = time.monotonic()
+            self.facts = await self._quick_look() or await self._fresh_look()
             self.problem = None
             self.hung.clear()
         except Hung as error:
@@ -106,3 +116,46 @@ class Watch:
             self.hung.clear()
             if self.identifier is None and self.unidentified is not None:
                 self.unidentified = self.problem
+
+    async def _fresh_look(self) -> Facts:
+        """Over a new connection, which is kept for the next looks. Raises Hung, Unreachable."""
+        limit = self._settings.postgres.health_timeout
+        ends = time.monotonic() + limit
+        self._anew = False
+        self._drop()
+        self._kept = await queries.open_connection(self._settings, timeout=limit)
+        facts = await self._asked(self._kept, max(0.1, ends - time.monotonic()))
+        if facts is None:
+            raise Hung(f"PostgreSQL did not answer within {limit:g} s")
+        self._seen_at = time.monotonic()
+        return facts
+
+    async def _quick_look(self) -> Facts | None:
+        """Over the connection that is there; None if there is none, or it is of no use any more."""
+        if self._kept is None or self._anew:
+            return None
+        try:
+            return await self._asked(self._kept, QUICK)
+        except Unreachable:
+            return None
+
+    async def _asked(self, connection: queries.Connection, seconds: float) -> Facts | None:
+        """None if there is no answer in time: the connection is cut then; a cancellation would wait for the server."""
+        asking = asyncio.create_task(queries.look(connection))
+        try:
+            await asyncio.wait((asking,), timeout=seconds)
+            if not asking.done():
+                return None
+            return asking.result()
+        except psycopg.Error as error:
+            self._drop()
+            raise Unreachable(f"PostgreSQL did not answer: {str(error).strip()}") from error
+        finally:
+            if not asking.done():
+                self._drop()
+                await asyncio.gather(asking, return_exceptions=True)
+
+    def _drop(self) -> None:
+        if self._kept is not None:
+            self._kept.pgconn.finish()
+            self._kept = None
