@@ -232,6 +232,8 @@ class PeerStatus(Wire):
     proof: StrictInt = 0
     timeline: StrictInt | None = None
     lsn: Lsn | None = None
+    redo: Lsn | None = None
+    """Where its recovery would begin: who keeps WAL for it keeps it from there on."""
     running: StrictBool | None = None
     """A PostgreSQL of it runs, whatever it is worth; None if it does not say."""
     diverged: StrictStr | None = None

@@ -24,6 +24,7 @@ from sitter.fence import cut_off
 from sitter.memory import MemoryFile
 from sitter.observer import Observer
 from sitter.postgres.server import Server
+from sitter.postgres.upkeep import Upkeep
 from sitter.postgres.watch import Watch
 from sitter.report import Report, Sources, report
 from sitter.transitions import Transitions
@@ -50,6 +51,7 @@ class Daemon:
         self._watch = Watch(settings, self._server)
         self._transitions = Transitions(settings, self._server, self._watch, log, self.wake)
         self._comparer = Comparer(settings, log, self.wake, self._server)
+        self._upkeep = Upkeep(settings, self._server, log)
         self._observer = Observer(settings, self._coordination, self._watch, self._transitions, self._comparer)
         self._fenced = False
         self._unidentified: str | None = None
@@ -85,6 +87,7 @@ class Daemon:
                 self._watch,
                 self._transitions,
                 self._comparer,
+                self._upkeep,
                 self._coordination,
                 self._fenced,
             )
@@ -97,7 +100,8 @@ class Daemon:
         try:
             await self._coordination.start()
             async with asyncio.TaskGroup() as tasks:
-                beside = [tasks.create_task(part.run()) for part in (self._transitions, self._comparer, self._watch)]
+                parts = (self._transitions, self._comparer, self._watch, self._upkeep)
+                beside = [tasks.create_task(part.run()) for part in parts]
                 while not await self._turn():
                     pass
                 for task in beside:
@@ -187,6 +191,7 @@ class Daemon:
         if not isinstance(decision.database, Restore) or self._admitted:
             self._transitions.want(decision.database)
         self._comparer.want(decision.compare)
+        self._upkeep.tell({one.peer.id: one.status.redo for one in view.active if one.status and one.status.redo})
         try:
             if decision.resign:
                 await self._resign()
@@ -251,6 +256,7 @@ class Daemon:
             proof=decision.memory.proof,
             timeline=facts.timeline if facts else None,
             lsn=view.database.end,
+            redo=facts.redo if facts else None,
             version=__version__,
         )
         if self._published is not None:

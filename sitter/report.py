@@ -14,6 +14,7 @@ from manatee.coordination import Coordination
 from manatee.lsn import Lsn
 from sitter.comparer import Comparer
 from sitter.postgres.queries import Facts
+from sitter.postgres.upkeep import Upkeep
 from sitter.postgres.watch import Watch
 from sitter.transitions import Transitions
 from sitter.view import Decision, Primary, Stopped, View
@@ -29,6 +30,7 @@ class Sources:
     watch: Watch
     transitions: Transitions
     comparer: Comparer
+    upkeep: Upkeep
     coordination: Coordination
     fenced: bool
 
@@ -55,6 +57,8 @@ class Report:
     """Per peer that streams from here, by label: how much WAL it has not flushed yet."""
     restarts: int = 0
     """How often PostgreSQL was restarted after it had died."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """How PostgreSQL's settings stand to what it was told, and the slots that it keeps (`Upkeep.document`)."""
     restore: Mapping[str, Any] | None = None
     """The running or last restore."""
     document: Mapping[str, Any] = field(default_factory=dict)
@@ -80,6 +84,7 @@ def report(sources: Sources) -> Report:
         lag_seconds=_lag_seconds(facts),
         downstream_lag_bytes=_downstream(view, sources.watch),
         restarts=sources.transitions.restarts,
+        settings=sources.upkeep.document(),
         restore=restore.document() if restore else None,
     )
     return replace(now, document=_document(now, sources))
@@ -145,6 +150,7 @@ def _document(now: Report, sources: Sources) -> dict[str, Any]:
             "lagBytes": now.lag_bytes,
             "lagSeconds": now.lag_seconds,
         },
+        "settings": now.settings,
         "comparison": _comparison(sources.comparer),
         "memory": _memory(decision),
         "zookeeper": {

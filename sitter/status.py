@@ -106,6 +106,13 @@ class _Metrics:
         for peer, behind in now.downstream_lag_bytes.items():
             downstream.add_metric([peer], float(behind))
         yield downstream
+        for name, what, key in (
+            ("manatee_settings_wrong", "Settings of PostgreSQL that are not as the sitter told it.", "wrong"),
+            ("manatee_settings_pending_restart", "Settings that wait for a restart of PostgreSQL.", "pendingRestart"),
+        ):
+            yield GaugeMetricFamily(name, what, value=float(len(now.settings.get(key, ()))))
+        repairs = float(now.settings.get("repairs", 0))
+        yield CounterMetricFamily("manatee_settings_repairs", "Settings that were put right.", value=repairs)
         yield CounterMetricFamily(
             "manatee_postgres_restarts", "Restarts of PostgreSQL after it had died.", value=float(now.restarts)
         )

@@ -129,10 +129,7 @@ class Server:
         while wrong := await self._wrong(replication):
             self.repair(wrong)
             if time.monotonic() > deadline:
-                raise PostgresError(
-                    "settings do not come into force: "
-                    + ", ".join(f"{one.name} is {one.found!r} by {one.source}, not {one.wanted!r}" for one in wrong)
-                )
+                raise PostgresError(f"settings do not come into force: {', '.join(map(str, wrong))}")
             await asyncio.sleep(LOOK)
 
     def obeys(self, facts: Facts) -> bool:
