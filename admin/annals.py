@@ -39,6 +39,8 @@ def changes(before: ClusterState, after: ClusterState) -> str:
     """What the step from one state to the next did."""
     if after.generation != before.generation:
         parts = [_generation(before, after)]
+    elif after.generation <= 1 and after.primary.id != before.primary.id and not after.init_wal:
+        parts = [f"set-up handed over from {before.primary.label}: primary {after.primary.label}"]
     elif (after.primary.id, _id(after.sync)) != (before.primary.id, _id(before.sync)):
         parts = [f"error: primary {after.primary.label}, sync {_label(after.sync)} without a new generation"]
     else:
@@ -54,6 +56,8 @@ def _generation(before: ClusterState, after: ClusterState) -> str:
     number = f"generation {after.generation}"
     if after.generation < before.generation:
         return f"error: generation went back from {before.generation} to {after.generation}"
+    if after.forced:
+        return f"{number}: {_by_word(before, after)}"
     skipped = f" (generation {before.generation} came before)" if after.generation != before.generation + 1 else ""
     asked = _asked(before, after)
     if after.primary.id != before.primary.id:
@@ -66,6 +70,17 @@ def _generation(before: ClusterState, after: ClusterState) -> str:
         old = f" in place of {before.sync.label}" if before.sync else ""
         return f"{number}: {after.primary.label} made {_label(after.sync)} its sync{old}{asked}{skipped}"
     return f"{number}: declared again by {after.primary.label} with the same sync{skipped}"
+
+
+def _by_word(before: ClusterState, after: ClusterState) -> str:
+    """An operator's word, where no rule led on."""
+    word = after.override
+    reason = f" ({word.reason})" if word is not None and word.reason else ""
+    was = "" if after.primary.id == before.primary.id else f" in place of {before.primary.label}"
+    deposed = " (deposed)" if was and any(peer.id == before.primary.id for peer in after.deposed) else ""
+    return (
+        f"an operator forced {after.primary.label} to be primary{was}{deposed}{reason}, new sync {_label(after.sync)}"
+    )
 
 
 def _asked(before: ClusterState, after: ClusterState) -> str:
@@ -124,6 +139,8 @@ def _otherwise(before: ClusterState, after: ClusterState) -> Iterator[str]:
     for peer in (*after.assigned, *after.deposed):
         if peer.id in peers and peer != peers[peer.id]:
             yield f"{peer.label} describes itself anew"
+    if after.generation == before.generation and before.override_due and not after.override_due:
+        yield f"{after.primary.label} took the operator's word"
     if after.generation == before.generation and after.init_wal != before.init_wal:
         yield f"error: initWal {after.init_wal} without a new generation"
 

@@ -29,6 +29,7 @@ COMMANDS = {
     "reap": ("admin.maintenance", "Take a peer that is gone for good off the deposed list."),
     "rebuild": ("admin.rebuild", "Set the local peer's data aside and restore them from another peer."),
     "force-primary": ("admin.force", "Break glass: go on with one peer's data, where the shard cannot by itself."),
+    "restart-setup": ("admin.setup", "Give the set-up of a new shard that was never finished to another peer."),
     "zk-state": ("admin.raw", "Print the cluster state as it stands in ZooKeeper."),
     "zk-active": ("admin.raw", "Print the peers that are connected to ZooKeeper."),
     "set-onwm": ("admin.superseded", "Explain how one-node-write mode is entered and left."),

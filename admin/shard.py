@@ -16,7 +16,7 @@ import structlog
 
 from admin.requests import Refused
 from admin.target import Target
-from manatee.cluster import ClusterState
+from manatee.cluster import Cluster, ClusterState
 from manatee.config import ZooKeeper
 from manatee.coordination import Conflict, Coordination, CoordinationError, OutcomeUnknown, ShardView
 
@@ -96,10 +96,17 @@ async def amend(
     raise Failed(f"the state of {target.name} changed {_ATTEMPTS} times while it was being changed here: try again")
 
 
-async def written(coordination: Coordination, new: ClusterState, version: int | None) -> bool:
-    """Write the state over the version that was read (None: there was none); False if that is no longer the state's."""
+async def written(
+    coordination: Coordination, new: ClusterState, version: int | None, *, cluster: Cluster | None = None
+) -> bool:
+    """Write the state over the version that was read (None: there was none); False if that is no longer the state's.
+
+    With `cluster`, write that over the one that was read, in the same transaction.
+    """
     try:
-        await coordination.write_state(new, version=version, history_prefix=0)
+        await coordination.write_state(
+            new, version=version, cluster=cluster, over_cluster=cluster is not None, history_prefix=0
+        )
     except Conflict:
         return False
     except OutcomeUnknown as unknown:

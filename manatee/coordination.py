@@ -302,16 +302,21 @@ class Coordination:
         *,
         version: int | None,
         cluster: Cluster | None = None,
+        over_cluster: bool = False,
         history_prefix: int | None = None,
     ) -> None:
         """In one transaction: the state over `version` (None: where there is none), its history entry, and `cluster`.
 
-        The history entry is named by the new generation, or by `history_prefix` (0 for an operator's tool).
+        `cluster` is created, or with `over_cluster` written over the version last read. The history entry is named by
+        the new generation, or by `history_prefix` (0 for an operator's tool).
 
         Raises Conflict if the state is no longer at that version, Unreachable if nothing was sent, OutcomeUnknown if
         it was and the answer is missing, after which `write_open` is true; CoordinationError if it already was.
         """
-        await self._writer.write(new, version=version, cluster=cluster, history_prefix=history_prefix)
+        over = self._cluster_version if over_cluster else None
+        await self._writer.write(
+            new, version=version, cluster=cluster, cluster_version=over, history_prefix=history_prefix
+        )
 
     async def settle(self) -> None:
         """Make certain that no write of ours can land any more; afterwards `write_open` is false.

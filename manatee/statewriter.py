@@ -60,9 +60,11 @@ class StateWriter:
         *,
         version: int | None,
         cluster: Cluster | None = None,
+        cluster_version: int | None = None,
         history_prefix: int | None = None,
     ) -> None:
-        """In one transaction: the state over `version` (None: where there is none), its history entry, and `cluster`.
+        """In one transaction: the state over `version` (None: where there is none), its history entry, and `cluster`
+        where there is none, or over `cluster_version`.
 
         The history entry is named by the new generation, or by `history_prefix` (0 for an operator's tool).
 
@@ -75,8 +77,12 @@ class StateWriter:
         operations = [
             *await self._over(version, new.content()),
             create(f"{self._layout.history}/{prefix}-", new.content(), sequential=True),
-            *((create(self._layout.cluster, cluster.content()),) if cluster else ()),
         ]
+        if cluster is not None:
+            path, content = self._layout.cluster, cluster.content()
+            operations.append(
+                create(path, content) if cluster_version is None else write(path, content, cluster_version)
+            )
         self._open = _OpenWrite(version, known=True)
         try:
             with refusals("write the cluster state"):

@@ -15,6 +15,7 @@ from tests.admin.shapes import NOW, A, B, C, D, singleton, state
 
 PROMOTE_C = {"id": C.id, "role": "async", "asyncIndex": 0, "generation": 77, "expireTime": "2026-01-16T08:09:03.000Z"}
 PROMOTE_B = {"id": B.id, "role": "sync", "generation": 77, "expireTime": "2026-01-16T08:09:03.000Z"}
+WORD = {"id": C.id, "generation": 79, "date": "2026-01-16T08:08:33.000Z", "reason": "burnt"}
 
 
 def asyncs(*peers: Any) -> dict[str, Any]:
@@ -46,6 +47,24 @@ def asyncs(*peers: Any) -> dict[str, Any]:
             state(promote=PROMOTE_C),
             state(generation=78, sync=C, **asyncs(B)),
             "generation 78: 6589d30f made a7fdcdaa its sync in place of 5e0a09bb, as an operator asked",
+        ),
+        (
+            state(),
+            state(generation=79, primary=C, sync=D, deposed=[A, B], override=WORD, **asyncs()),
+            (
+                "generation 79: an operator forced a7fdcdaa to be primary in place of 6589d30f (deposed) (burnt), "
+                "new sync d0d0d0d0, 5e0a09bb deposed"
+            ),
+        ),
+        (
+            state(generation=79, primary=C, override=WORD, **asyncs()),
+            state(generation=79, primary=C, override={**WORD, "taken": "2026-01-16T08:09:03.000Z"}, **asyncs()),
+            "a7fdcdaa took the operator's word",
+        ),
+        (
+            state(generation=1, initWal="0/0"),
+            state(generation=1, initWal="0/0", primary=C, sync=B, **asyncs()),
+            "set-up handed over from 6589d30f: primary a7fdcdaa, 6589d30f left",
         ),
         (state(), state(**asyncs(C, D)), "d0d0d0d0 joined"),
         (state(**asyncs(C, D)), state(**asyncs(D)), "a7fdcdaa left"),
