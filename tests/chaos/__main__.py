@@ -94,7 +94,8 @@ async def _main(
             async with complete(lab):
                 await run(lab, result, rounds=rounds, faults=faults, length=seconds)
         finally:
-            write_report(output, lab, result)
+            if lab.peers:
+                write_report(output, lab, result)
     return result
 
 

@@ -285,7 +285,7 @@ class Lab(LocalShard):
         for program in self.postgresql.bin_dir.iterdir():
             if program.name != "postgres":
                 (place / program.name).symlink_to(program)
-        exports = "\n".join(f"export {name}='{value}'" for name, value in self._clock_environment(directory).items())
+        exports = "\n".join(f"export {name}='{value}'" for name, value in _faked(directory / "clock").items())
         (place / "postgres").write_text(f'#!/bin/sh\n{exports}\nexec {self.postgresql.bin_dir / "postgres"} "$@"\n')
         (place / "postgres").chmod(0o755)
         return place
@@ -294,23 +294,16 @@ class Lab(LocalShard):
         """The file that says how far the peer's clock is off, in libfaketime's words."""
         return peer.directory / "clock"
 
-    def _clock_environment(self, directory: Path) -> dict[str, str]:
-        return {
-            "LD_PRELOAD": str(FAKETIME),
-            "FAKETIME_TIMESTAMP_FILE": str(directory / "clock"),
-            "FAKETIME_CACHE_DURATION": "1",
-            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-            "FAKETIME_DISABLE_SHM": "1",
-        }
-
     def _program(self, daemon: str, peer: LocalPeer) -> Program:
         ordinary = super()._program(daemon, peer)
-        argv = ordinary.argv
-        if daemon == "sitter" and self.broken:
-            argv = (sys.executable, "-m", "tests.chaos.broken", self.broken, *argv[1:])
-        env = {**ordinary.env, "PYTHONPATH": str(CHECKOUT)}
+        argv, options = ordinary.argv, []
         if self.clocks:
-            env |= self._clock_environment(peer.directory)
+            options += ["--clock", str(self.clock(peer))]
+        if daemon == "sitter" and self.broken:
+            options += ["--broken", self.broken]
+        if options:
+            argv = (sys.executable, "-m", "tests.chaos.launch", *options, daemon, *argv[1:])
+        env = {**ordinary.env, "PYTHONPATH": str(CHECKOUT)}
         return Program(ordinary.name, (*self.network.inside(self.node(peer)), *argv), ordinary.log, env, grace=20.0)
 
 
@@ -326,6 +319,17 @@ async def complete(lab: Lab) -> AsyncIterator[Lab]:
         )
         await lab.make_tables()
         yield lab
+
+
+def _faked(clock: Path) -> dict[str, str]:
+    """libfaketime's environment: the time of day as the file says, the monotonic clock as it is."""
+    return {
+        "LD_PRELOAD": str(FAKETIME),
+        "FAKETIME_TIMESTAMP_FILE": str(clock),
+        "FAKETIME_CACHE_DURATION": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        "FAKETIME_DISABLE_SHM": "1",
+    }
 
 
 def suspend(processes: list[psutil.Process]) -> None:

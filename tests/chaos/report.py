@@ -8,6 +8,7 @@ from pathlib import Path
 from tests.chaos import checker
 from tests.chaos.history import operations
 from tests.chaos.lab import Lab
+from tests.chaos.picture import draw
 from tests.chaos.rounds import Result, summary
 
 
@@ -20,9 +21,11 @@ def write_report(output: Path, lab: Lab, result: Result) -> None:
     events = sorted(lab.journal.events, key=lambda event: event.at)
     lines = [f"seed {result.seed}: {summary(result)}", *map(str, result.findings), "", *map(lab.journal.line, events)]
     (output / "timeline.txt").write_text("\n".join(lines) + "\n")
+    picture = draw(lines[0], [lab.node(peer) for peer in lab.peers], events, result.operations)
+    (output / "picture.svg").write_text(picture)
     for path in lab.histories:
         shutil.copy(path, output)
-    if result.findings:
+    if result.findings or not result.rounds:
         for peer in lab.peers:
             for log in peer.directory.glob("*.log"):
                 shutil.copy(log, output / f"{lab.node(peer)}-{log.name}")

@@ -280,7 +280,9 @@ def traceback_in(path: Path) -> str | None:
     lines = path.read_text(errors="replace").splitlines()
     for number, line in enumerate(lines):
         if "Traceback (most recent call last)" in line:
-            return " | ".join(each.strip()[-300:] for each in lines[number : number + 40][-4:] if each.strip())
+            rest = lines[number + 1 : number + 60]
+            last = next((place for place, each in enumerate(rest) if not each.startswith((" ", "\t"))), len(rest) - 1)
+            return " | ".join(each.strip()[:300] for each in rest[max(0, last - 2) : last + 1])
     return None
 
 
