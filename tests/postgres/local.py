@@ -192,9 +192,9 @@ class Machines:
         self.nodes.append(node)
         return node
 
-    def initialized(self) -> Node:
+    def initialized(self, **postgres: Any) -> Node:
         """A node with a fresh database; all of one version are copies of each other."""
-        node = self.empty()
+        node = self.empty(**postgres)
         as_postgres("cp", "-a", self.template, node.data_dir)
         (node.data_dir / "pg_hba.conf").write_text(HBA)
         return node
