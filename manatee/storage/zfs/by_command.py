@@ -62,8 +62,8 @@ class Command:
             yield moving
 
     @asynccontextmanager
-    async def receive(self, snapshot: str, fd: int, *, raw: bool) -> AsyncIterator[Moving]:  # noqa: ARG002
-        options = ["-u", *(["-s"] if self.resumable else [])]
+    async def receive(self, snapshot: str, fd: int, *, raw: bool, over: bool) -> AsyncIterator[Moving]:  # noqa: ARG002
+        options = ["-u", *(["-s"] if self.resumable else []), *(["-F"] if over else [])]
         async with _moving(["receive", *options, snapshot], stdin=fd) as moving:
             yield moving
 

@@ -103,9 +103,9 @@ class Library:
             yield Moving(thread)
 
     @asynccontextmanager
-    async def receive(self, snapshot: str, fd: int, *, raw: bool) -> AsyncIterator[Moving]:
+    async def receive(self, snapshot: str, fd: int, *, raw: bool, over: bool) -> AsyncIterator[Moving]:
         own = os.dup(fd)
-        thread = _Thread(self._core.lzc_receive_resumable, snapshot.encode(), own, False, raw, closing=own)
+        thread = _Thread(self._core.lzc_receive_resumable, snapshot.encode(), own, over, raw, closing=own)
         async with _ending(thread):
             yield Moving(thread)
 

@@ -56,6 +56,11 @@ class Dataset:
         found = self.properties.get(name)
         return found.value if found and found.source in ("local", "received") else None
 
+    def is_default(self, name: str) -> bool:
+        """Whether nobody has set it, here or above; not for what this ZFS does not have."""
+        found = self.properties.get(name)
+        return found is not None and found.source == "default"
+
     @property
     def snapshot(self) -> str:
         """The part of a snapshot's name after the `@`."""

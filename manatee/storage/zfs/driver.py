@@ -224,10 +224,14 @@ class Zfs:
         target = partial.name if partial else self._names.new_restoring()
         taken: receiving.Receiving | None = None
         try:
+            over = False
             if offer.detail.get("form") == "increment":
                 await receiving.prepare_base(self._place, target, offer.detail.get("base", ""))
+            elif partial is None:
+                over = await receiving.prepare_new(self._place, target, raw=offer.detail.get("raw") == "yes")
+            state_dir = self._settings.sitter.state_dir
             stream = receiving.receiving(
-                interface, self._place, offer, target, self._owner, self._settings.sitter.state_dir
+                interface, self._place, offer, target, over=over, owner=self._owner, state_dir=state_dir
             )
             async with stream as taken:
                 yield taken

@@ -68,8 +68,11 @@ class Interface(Protocol):
     def send(self, order: Order, fd: int) -> AbstractAsyncContextManager[Moving]:
         """Write the stream to `fd`, a pipe. Whoever leaves the block has closed its other end."""
 
-    def receive(self, snapshot: str, fd: int, *, raw: bool) -> AbstractAsyncContextManager[Moving]:
-        """Read a stream from `fd`, a pipe. Where that is possible, one that is cut can be gone on with."""
+    def receive(self, snapshot: str, fd: int, *, raw: bool, over: bool) -> AbstractAsyncContextManager[Moving]:
+        """Read a stream from `fd`, a pipe. Where that is possible, one that is cut can be gone on with.
+
+        `over`: the dataset is there, empty and without a snapshot, to give its properties to what is received.
+        """
 
 
 async def choose(wanted: Literal["auto", "libzfs_core", "zfs"], names: Names, log: Logger) -> Interface:

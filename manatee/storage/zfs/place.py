@@ -23,7 +23,7 @@ from manatee.storage.zfs import command, holds
 from manatee.storage.zfs.command import Dataset, zfs
 from manatee.storage.zfs.errors import Denied, Exists, HasClones, Missing, ZfsError
 from manatee.storage.zfs.names import ADOPTING, NO_BASE, OF, Names, is_own
-from manatee.storage.zfs.properties import ADVISED, NEW
+from manatee.storage.zfs.properties import ADVISED, NEW, carried
 
 _LIVE = (
     *("guid", "mounted", "mountpoint", "origin", "available", "used", "referenced", "compressratio", "creation"),
@@ -90,13 +90,23 @@ class Place:
 
     async def create(self) -> None:
         """A new dataset, mounted; with what suits a database where the operator has said nothing above it."""
-        above = await command.get(self.names.parent, NEW)
-        silent = [name for name in NEW if above is None or above.properties[name].source in ("default", "-")]
-        options = [f"{name}={NEW[name]}" for name in silent]
-        options += ["canmount=noauto", f"mountpoint={self.directory}"]
-        await zfs("create", *(word for option in options for word in ("-o", option)), self.names.live)
-        self._log.info("dataset created", dataset=self.names.live, options=options)
+        suitable = await self.suitable()
+        await self.create_unmounted(self.names.live, {**suitable, "mountpoint": str(self.directory)})
+        self._log.info("dataset created", dataset=self.names.live, properties=suitable)
         await self.mount(self.names.live)
+
+    async def create_unmounted(self, dataset: str, options: Mapping[str, str]) -> None:
+        wanted = {"canmount": "noauto", **options}
+        await zfs("create", *(word for name, value in wanted.items() for word in ("-o", f"{name}={value}")), dataset)
+
+    async def suitable(self) -> dict[str, str]:
+        """The properties of a new dataset: those of the one that it follows, else what suits a database."""
+        before = [await self.live(), *reversed(await self.isolated())]
+        found = next((each for each in before if each is not None), None)
+        if found is not None:
+            return carried(await command.local(found.name))
+        above = await command.get(self.names.parent, NEW)
+        return {name: value for name, value in NEW.items() if above is None or above.is_default(name)}
 
     async def mount(self, dataset: str, found: Dataset | None = None) -> None:
         """Mount at the directory that is its own. Raises StorageError, with what to do."""
@@ -240,8 +250,11 @@ class Place:
     # --- Properties ---------------------------------------------------------------------------------------------
 
     async def dress(self, dataset: str, properties: Mapping[str, str]) -> None:
-        """Set properties one by one; one that cannot be set here is no reason to fail."""
+        """Set properties one by one, where they are not set; one that cannot be set here is no reason to fail."""
+        there = await command.local(dataset)
         for name, value in properties.items():
+            if there.get(name) == value:
+                continue
             try:
                 await zfs("set", f"{name}={value}", dataset)
             except ZfsError as error:

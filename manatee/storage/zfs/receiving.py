@@ -26,7 +26,6 @@ from manatee.storage.zfs.errors import ZfsError
 from manatee.storage.zfs.interface import Interface, Moving
 from manatee.storage.zfs.names import COMMON, NO_BASE, is_own
 from manatee.storage.zfs.place import Place
-from manatee.storage.zfs.properties import carried
 
 _ROOM = 1.02
 """Metadata take a little more than the stream."""
@@ -73,7 +72,7 @@ class Receiving:
         await zfs("set", "canmount=noauto", target)
         await place.unmount(target)
         await self._load_key()
-        await place.dress(target, await self._carried())
+        await place.dress(target, await place.suitable())
         await zfs("set", f"mountpoint={self._scratch}", target)
         try:
             await place.mount_at(target, self._scratch)
@@ -88,12 +87,6 @@ class Receiving:
         await self._place.unmount(self._target)
         with contextlib.suppress(OSError):
             self._scratch.rmdir()
-
-    async def _carried(self) -> dict[str, str]:
-        """What was set on the dataset that was here before."""
-        before = [await self._place.live(), *reversed(await self._place.isolated())]
-        found = next((each for each in before if each is not None), None)
-        return carried(await command.local(found.name)) if found else {}
 
     async def _load_key(self) -> None:
         found = await command.get(self._target, ("keystatus", "keylocation"))
@@ -162,6 +155,18 @@ async def check_room(place: Place, offer: Offer) -> None:
         raise NoSpace(f"the snapshot needs about {need >> 20} MiB and {place.names.parent} has {free >> 20} MiB free")
 
 
+async def prepare_new(place: Place, target: str, *, raw: bool) -> bool:
+    """Make `target`, empty, so that what is received is written as its properties say; whether that could be done.
+
+    A stream can be received over neither an encrypted dataset nor, if it is a raw one, over any.
+    """
+    above = await command.get(place.names.parent, ("encryption",))
+    if raw or (above is not None and above["encryption"] not in ("-", "off")):
+        return False
+    await place.create_unmounted(target, {**await place.suitable(), "mountpoint": "none"})
+    return True
+
+
 async def prepare_base(place: Place, target: str, guid: str) -> None:
     """Make `target` a dataset whose newest snapshot is the one with this guid. Raises ReceiveFailed if it is gone."""
     base = await find_base(place, guid)
@@ -186,7 +191,7 @@ async def bases(place: Place) -> list[Dataset]:
 
 @asynccontextmanager
 async def receiving(
-    interface: Interface, place: Place, offer: Offer, target: str, owner: Account | None, state_dir: Path
+    interface: Interface, place: Place, offer: Offer, target: str, *, over: bool, owner: Account | None, state_dir: Path
 ) -> AsyncIterator[Receiving]:
     """Receive into `target`; when the block is left, nothing of it runs any more."""
     read, write = pipe.open_pipe()
@@ -194,7 +199,7 @@ async def receiving(
     taken: Receiving | None = None
     try:
         raw = offer.detail.get("raw") == "yes"
-        async with interface.receive(f"{target}@{offer.snapshot}", read, raw=raw) as moving:
+        async with interface.receive(f"{target}@{offer.snapshot}", read, raw=raw, over=over) as moving:
             os.close(read)
             read = -1
             taken = Receiving(place, target, offer.snapshot, moving, write, owner, state_dir)
