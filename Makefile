@@ -2,10 +2,10 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo cluster test test-zfs model chaos bench lint format lock clean prepare
+.PHONY: help demo cluster test test-zfs model chaos chaos-cases bench lint format lock clean prepare
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: prepare ## A shard of three at work: write, kill the primary, lose nothing, rebuild it (STORAGE=zfs: on ZFS)
 	@.venv/bin/python -m demo $(if $(STORAGE),--storage $(STORAGE)) $(ARGS)
@@ -26,6 +26,9 @@ model: prepare ## The rules against every world, and every broken rule against t
 
 chaos: prepare ## A shard under faults, and a checker of all it acknowledged (root; ROUNDS=3 SEED=n FAULTS=a,b)
 	@.venv/bin/python -m tests.chaos $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SEED),--seed $(SEED)) $(if $(FAULTS),--faults $(FAULTS)) $(ARGS)
+
+chaos-cases: prepare ## The named cases: one kind of trouble at a time, with what must come of it (root; ten minutes)
+	@MANATEE_CHAOS=cases .venv/bin/python -m pytest tests/chaos/test_cases.py $(ARGS)
 
 bench: prepare ## Measure: a decision, the outage of a failover, what an idle sitter costs
 	@.venv/bin/python -m bench.decide

@@ -1,7 +1,7 @@
-"""One client process, on a node of its own: `python -m tests.chaos.client NUMBER ZOOKEEPER SHARD PEERS HISTORY`.
+"""One client process, on a node of its own: python -m tests.chaos.client NUMBER SHIFT ZOOKEEPER SHARD PEERS HISTORY.
 
-Client 1 finds the primary by ZooKeeper, the others by asking the peers; all of them also have a stubborn worker for
-each peer. Runs until SIGTERM.
+A client that is started again on the same history is in another SHIFT. Client 1 finds the primary by ZooKeeper, the
+others by asking the peers; all of them also have a stubborn worker for each peer. Runs until SIGTERM.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SEARCH = 4.0
 """Seconds for one search for the primary."""
 
 
-async def main(number: int, zookeeper: str, shard: str, peers: list[str], history: Path) -> None:
+async def main(number: int, shift: int, zookeeper: str, shard: str, peers: list[str], history: Path) -> None:
     ended = asyncio.Event()
     for signalled in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signalled, ended.set)
@@ -40,9 +40,10 @@ async def main(number: int, zookeeper: str, shard: str, peers: list[str], histor
         file = stack.enter_context(history.open("a", buffering=1))
         name = f"client{number}"
         ordinary = (Inserter, RegisterWriter, ListAppender, ListReader)
-        workers = [kind(name, number * 100 + each, connect, file) for each, kind in enumerate(ordinary)]
+        workers = [kind(name, number * 100 + each, connect, file, shift=shift) for each, kind in enumerate(ordinary)]
         workers += [
-            StubbornInserter(name, number * 100 + 50 + each, _to(peer), file) for each, peer in enumerate(peers)
+            StubbornInserter(name, number * 100 + 50 + each, _to(peer), file, shift=shift)
+            for each, peer in enumerate(peers)
         ]
         tasks = [asyncio.create_task(worker.run()) for worker in workers]
         ending = asyncio.create_task(ended.wait())
@@ -83,4 +84,6 @@ def _to(peer: str) -> Callable[[], Awaitable[Connection]]:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(int(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4].split(","), Path(sys.argv[5])))
+    asyncio.run(
+        main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4], sys.argv[5].split(","), Path(sys.argv[6]))
+    )

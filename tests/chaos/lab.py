@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Self
 
 import psutil
-import psycopg
 
 from demo.postgresql import Installation, choose, unprivileged_user, within_reach
 from demo.process import Child, alive
 from demo.shard import DAEMONS, LocalPeer, LocalShard, script
 from demo.supervisor import Program, Supervisor
 from demo.zookeeper import ZooKeeperServer
+from manatee.client import Address, connect_writable
 from manatee.cluster import ClusterState
 from tests.chaos.ensemble import NODES, Ensemble
 from tests.chaos.history import Journal
@@ -65,6 +65,8 @@ class Lab(LocalShard):
         journal: Journal,
         *,
         peers: int = 3,
+        begin_with: int | None = None,
+        session_timeout: float = SESSION_TIMEOUT,
         clients: int = CLIENTS,
         postgresql: Installation | None = None,
         broken: str | None = None,
@@ -76,14 +78,17 @@ class Lab(LocalShard):
         names = [f"peer{number}" for number in range(1, peers + 1)]
         self.network = Network(slot, [*names, *NODES, *self.clients])
         self.broken, self.clocks = broken, clocks
+        self.members = peers if begin_with is None else begin_with
+        """How many peers the chain is to have; those after them are not started in the beginning."""
         super().__init__(
             [self.network.nodes[name] for name in names],
             name="chaos",
             postgresql=postgresql or choose(15),
-            session_timeout=SESSION_TIMEOUT,
+            session_timeout=session_timeout,
             overrides=overrides,
         )
         self._stack = contextlib.AsyncExitStack()
+        self._shift = 0
         self._writing: list[tuple[str, Child]] = []
         self._under_way: set[asyncio.Task[object]] = set()
         self.last_state: ClusterState | None = None
@@ -111,7 +116,7 @@ class Lab(LocalShard):
                 while await self.ensemble.leader() is None:
                     await asyncio.sleep(0.1)
             await self._start_coordination(stack)
-            for peer in self.peers:
+            for peer in self.peers[: self.members]:
                 await self.start_peer(peer)
             self._stack = stack.pop_all()
         return self
@@ -128,6 +133,10 @@ class Lab(LocalShard):
     @property
     def environment(self) -> dict[str, str]:
         return {"ZK_IPS": self.ensemble.servers, "SHARD": self.name}
+
+    async def history_names(self) -> list[str]:
+        """Of every cluster state ever written."""
+        return sorted(entry.name for entry in await self._coordination.history())
 
     @property
     def histories(self) -> list[Path]:
@@ -181,18 +190,19 @@ class Lab(LocalShard):
     # --- Clients ------------------------------------------------------------------------------------------------
 
     async def make_tables(self) -> None:
-        """Through the primary, once the shard is complete."""
-        seen = await self.look()
-        assert seen.state is not None
-        async with await psycopg.AsyncConnection.connect(
-            host=seen.state.primary.ip, user="postgres", dbname="postgres", autocommit=True
-        ) as connection:
+        """Through the primary, once the shard is complete; it may still be about to accept writes."""
+        connection = await connect_writable([Address(ip) for ip in self.addresses], deadline=COMPLETE)
+        try:
             await connection.execute(TABLES.encode())
+        finally:
+            await connection.close()
 
     async def start_clients(self) -> None:
+        self._shift += 1
         for number, client in enumerate(self.clients, 1):
             words = (
                 str(number),
+                str(self._shift),
                 self.ensemble.servers,
                 self.name,
                 ",".join(self.addresses),
@@ -315,7 +325,7 @@ async def complete(lab: Lab) -> AsyncIterator[Lab]:
     """The lab, once every peer is in the chain and the clients' tables are there."""
     async with lab:
         await lab.wait_for(
-            lambda seen: seen.complete(len(lab.peers)), timeout=COMPLETE, what="a complete shard in the beginning"
+            lambda seen: seen.complete(lab.members), timeout=COMPLETE, what="a complete shard in the beginning"
         )
         await lab.make_tables()
         yield lab

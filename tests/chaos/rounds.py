@@ -136,12 +136,12 @@ async def look_at_everything(lab: Lab, result: Result) -> None:
     except ShardFailed as error:
         found("no manual step", f"{error}; {await doing(lab)}")
     await lab.stop_clients()
-    result.operations = operations(lab.histories)
     try:
         tables = await final_tables(lab)
     except (NoPrimary, TimeoutError, psycopg.Error, OSError) as error:
         found("the shard takes writes within 60 s of healing", f"no primary to read from: {error}")
         return
+    result.operations = operations(lab.histories)
     result.stale = checker.stale_reads(result.operations, tables.lists)
     for finding in [*checker.check(result.operations, tables), *logs(lab)]:
         found(finding.promise, finding.text, finding.at)
@@ -171,7 +171,7 @@ async def settle(lab: Lab, result: Result) -> None:
     times: Counter[int] = Counter()
     while True:
         waiting = asyncio.create_task(
-            lab.wait_for(lambda seen: seen.complete(len(lab.peers)), timeout=SETTLE, what="a complete shard again")
+            lab.wait_for(lambda seen: seen.complete(lab.members), timeout=SETTLE, what="a complete shard again")
         )
         looking = asyncio.create_task(diverged(lab))
         try:
@@ -241,7 +241,7 @@ async def _tables(connection: psycopg.AsyncConnection[tuple[Any, ...]]) -> Table
 async def differences(lab: Lab, wanted: Tables) -> list[Finding]:
     """Whose tables are not the primary's, once they have replayed it all."""
     found = []
-    for peer in lab.peers:
+    for peer in lab.peers[: lab.members]:
         deadline = time.monotonic() + 30.0
         while True:
             try:

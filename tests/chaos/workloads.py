@@ -56,16 +56,16 @@ def uncertain(error: psycopg.Error) -> bool:
 
 
 class Worker:
-    """`run` is its life, until it is cancelled. `number` makes its values unique among all clients."""
+    """`run` is its life, until it is cancelled. `number` and `shift` make its values unique."""
 
     pause = 0.03
     """Seconds between two operations."""
     persistent = False
     """Whether it keeps its connection to a server that has said no."""
 
-    def __init__(self, client: str, number: int, connect: Connect, history: TextIO) -> None:
+    def __init__(self, client: str, number: int, connect: Connect, history: TextIO, *, shift: int = 0) -> None:
         self._client, self._number, self._connect, self._history = client, number, connect, history
-        self._count = 0
+        self._count = shift * 1_000_000
         self._warnings: list[str] = []
         # Where its choices matter to nobody: which register, which list.
         self._random = random.Random(number)
@@ -95,7 +95,7 @@ class Worker:
 
     def _value(self) -> int:
         self._count += 1
-        return self._number * 10_000_000 + self._count
+        return self._number * 1_000_000_000 + self._count
 
     async def _attempt(self, record: dict[str, Any], connection: Connection, work: Coroutine[Any, Any, None]) -> bool:
         """Do it, and write down what became of it. `work` completes the record, `sent` first of all."""
