@@ -14,11 +14,6 @@ from manatee.log import Logger
 from manatee.storage import open_storage
 from manatee.tls import server_context
 
-STOP_WITHIN = 1.0
-"""Seconds that requests in progress get when the program is told to stop; transfers get none."""
-REQUEST_LIMIT = 256 << 10
-"""Bytes of a request's first line: a receiver may have many snapshots to name."""
-
 
 async def serve(settings: Settings, logger: Logger, stop: asyncio.Event) -> None:
     """Answer requests until `stop` is set.
@@ -28,14 +23,7 @@ async def serve(settings: Settings, logger: Logger, stop: asyncio.Event) -> None
     read_token(settings)
     encrypted = server_context(settings.tls, settings.peer.ip, logger) if settings.tls else None
     server = BackupServer(settings, open_storage(settings), logger)
-    # With the connection of a request, its handler ends: a receiver that has gone must stop its sender.
-    runner = web.AppRunner(
-        server.application(),
-        handler_cancellation=True,
-        access_log=None,
-        shutdown_timeout=STOP_WITHIN,
-        max_line_size=REQUEST_LIMIT,
-    )
+    runner = server.runner()
     await runner.setup()
     try:
         await web.TCPSite(runner, settings.peer.ip, settings.peer.backup_port, ssl_context=encrypted).start()

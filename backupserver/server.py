@@ -34,6 +34,12 @@ RETRY_AFTER = 5
 """Seconds after which it is worth asking again when all streams are taken."""
 REMEMBERED = 100
 """Transfers whose outcome can be asked for."""
+STOP_WITHIN = 1.0
+"""Seconds that requests in progress get when the program is told to stop; transfers get none."""
+END_WITHIN = 5.0
+"""Seconds that the storage gets for ending what belongs to transfers that are cut short."""
+REQUEST_LIMIT = 256 << 10
+"""Bytes of a request's first line: a receiver may have many snapshots to name."""
 
 _OPEN = frozenset({"/ping", "/metrics"})
 
@@ -55,12 +61,22 @@ class BackupServer:
         self._storage = storage
         self._log = logger
         self._transfers: OrderedDict[str, Transfer] = OrderedDict()
-        self._running: dict[str, tuple[Transfer, asyncio.Task[object]]] = {}
+        self._running: dict[str, tuple[Transfer, asyncio.Task[web.StreamResponse]]] = {}
         self._bandwidth = Bandwidth(settings.backup.bandwidth_limit)
         self._metrics = Metrics(self._under_way)
 
-    def application(self) -> web.Application:
-        """The routes, for aiohttp's runner."""
+    def runner(self) -> web.AppRunner:
+        """Not set up yet; the caller ends the transfers before it cleans it up."""
+        # With the connection of a request, its handler ends: a receiver that has gone must stop its sender.
+        return web.AppRunner(
+            self._application(),
+            handler_cancellation=True,
+            access_log=None,
+            shutdown_timeout=STOP_WITHIN,
+            max_line_size=REQUEST_LIMIT,
+        )
+
+    def _application(self) -> web.Application:
         application = web.Application(middlewares=[self._authenticate])
         application.router.add_get("/ping", self._ping)
         application.router.add_get("/metrics", self._show_metrics)
@@ -72,11 +88,11 @@ class BackupServer:
 
     async def end_transfers(self) -> None:
         """End the streams that are running; their senders are gone when this returns."""
-        tasks = [task for _, task in self._running.values()]
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks, timeout=1.0)
+        running = list(self._running.values())
+        for transfer, _ in running:
+            transfer.gone.set()
+        if running:
+            await asyncio.wait([task for _, task in running], timeout=END_WITHIN)
 
     @web.middleware
     async def _authenticate(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -143,14 +159,18 @@ class BackupServer:
             self._metrics.refused.labels("busy").inc()
             return _refusal(429, "all streams are taken", {"Retry-After": str(RETRY_AFTER)})
         transfer = Transfer(uuid.uuid4().hex)
-        task = asyncio.current_task()
-        assert task is not None
+        # A task of its own, never cancelled: the storage ends what belongs to the stream whatever becomes of us.
+        task = asyncio.create_task(self._stream(request, transfer))
         self._running[transfer.id] = transfer, task
+        task.add_done_callback(lambda _: self._ended(transfer))
         try:
-            return await self._stream(request, transfer)
+            return await asyncio.shield(task)
         finally:
-            del self._running[transfer.id]
-            self._metrics.ended(transfer)
+            transfer.gone.set()
+
+    def _ended(self, transfer: Transfer) -> None:
+        del self._running[transfer.id]
+        self._metrics.ended(transfer)
 
     async def _stream(self, request: web.Request, transfer: Transfer) -> web.StreamResponse:
         log = self._log.bind(backup=transfer.id, remote=request.remote)
@@ -177,9 +197,6 @@ class BackupServer:
                 self._metrics.refused.labels("unavailable").inc()
                 return _refusal(503, str(error))
             self._fail(transfer, str(error), log)
-        except asyncio.CancelledError:
-            self._fail(transfer, "the receiver went away, or this server was stopped", log)
-            raise
         finally:
             if transfer.state != "done" and response is not None and request.transport is not None:
                 request.transport.abort()

@@ -40,6 +40,8 @@ class Transfer:
     sha256: str | None = None
     error: str | None = None
     pace: Pace = field(default_factory=Pace)
+    gone: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when nobody waits for it any more."""
 
     def moved(self, count: int) -> None:
         """So many bytes more are on their way."""
@@ -73,6 +75,27 @@ async def pump(
 
     Whichever of the two lets `idle_timeout` seconds pass without a byte is given up, but for the sender's first byte.
     """
+    moving = asyncio.create_task(_pump(sending, request, response, transfer, bandwidth, idle_timeout))
+    leaving = asyncio.create_task(transfer.gone.wait())
+    try:
+        await asyncio.wait((moving, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not moving.done():
+            raise ReceiverGone("the receiver went away, or this server was stopped")
+        await moving
+    finally:
+        for each in (moving, leaving):
+            each.cancel()
+        await asyncio.gather(moving, leaving, return_exceptions=True)
+
+
+async def _pump(
+    sending: Sending,
+    request: web.Request,
+    response: web.StreamResponse,
+    transfer: Transfer,
+    bandwidth: Bandwidth,
+    idle_timeout: float,
+) -> None:
     source, idle = sending.fd, idle_timeout
     hashed = None if sending.checks_itself else hashlib.sha256()
     as_it_is = hashed is None and request.version < HttpVersion11 and not request.secure

@@ -64,7 +64,7 @@ class Stream:
     def __init__(self, server: Source, response: aiohttp.ClientResponse) -> None:
         self.offer = _offer(response.headers)
         self.bytes = 0
-        self._id = response.headers.get("Manatee-Backup", "")
+        self.id = response.headers.get("Manatee-Backup", "")
         self._server = server
         self._response = response
         self._hashed = None if response.headers.get("Manatee-Digest") == "none" else hashlib.sha256()
@@ -92,7 +92,7 @@ class Stream:
     async def check_complete(self) -> None:
         """Returns only if the sender says that it sent all of it, and what it sent is what came."""
         try:
-            outcome = await self._server.outcome(self._id)
+            outcome = await self._server.outcome(self.id)
         except SourceFailed as error:
             raise SourceFailed(f"the stream ended, and nobody says that it was complete: {error}") from error
         if outcome.state != "done":
@@ -137,7 +137,7 @@ class Stream:
                 count = await move()
                 break
             except pipe.SourceStalled:
-                if self.bytes == 0 and (await self._server.outcome(self._id)).state == "preparing":
+                if self.bytes == 0 and (await self._server.outcome(self.id)).state == "preparing":
                     continue
                 raise SourceFailed(f"no byte came for {self._server.idle_timeout:g} s") from None
             except pipe.TargetStalled:
@@ -154,7 +154,7 @@ class Stream:
     async def _why(self, seen: str) -> str:
         """What was seen here, and the sender's side of it."""
         try:
-            outcome = await self._server.outcome(self._id)
+            outcome = await self._server.outcome(self.id)
         except SourceFailed:
             return seen
         return f"{seen}; the sender says: {outcome.error or outcome.state}"
