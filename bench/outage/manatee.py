@@ -1,0 +1,88 @@
+"""This project's shard, with the defaults of its settings but for the session timeout."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+
+import psutil
+
+from demo.shard import LocalPeer, LocalShard, script
+
+ADDRESSES = ("127.32.1.2", "127.32.1.3", "127.32.1.4")
+ZOOKEEPER = ("127.32.1.1", 2181)
+PATIENCE = 180.0
+
+
+@dataclass(frozen=True)
+class Manatee:
+    name: str
+    session_timeout: float
+
+    @asynccontextmanager
+    async def cluster(self) -> AsyncIterator[_Cluster]:
+        async with LocalShard(
+            ADDRESSES, name="bench", zookeeper=ZOOKEEPER, session_timeout=self.session_timeout
+        ) as shard:
+            yield _Cluster(shard)
+
+
+class _Cluster:
+    def __init__(self, shard: LocalShard) -> None:
+        self._shard = shard
+        self._paused: list[psutil.Process] = []
+
+    @property
+    def addresses(self) -> Sequence[str]:
+        return self._shard.addresses
+
+    def _peer(self, address: str) -> LocalPeer:
+        return next(peer for peer in self._shard.peers if peer.ip == address)
+
+    def _family(self, program: str) -> list[psutil.Process]:
+        pid = self._shard.supervisor.status(program).pid
+        if pid is None:
+            return []
+        sitter = psutil.Process(pid)
+        return [sitter, *sitter.children(recursive=True)]
+
+    async def whole(self) -> tuple[str, str]:
+        seen = await self._shard.wait_for(lambda seen: seen.complete(3), timeout=PATIENCE, what="a complete shard")
+        assert seen.state is not None
+        assert seen.state.sync is not None
+        return seen.state.primary.ip, seen.state.sync.ip
+
+    async def kill_postmaster(self, address: str) -> None:
+        first = (self._peer(address).settings.storage.data_dir / "postmaster.pid").read_text().splitlines()[0]
+        psutil.Process(int(first)).kill()
+
+    async def kill_peer(self, address: str) -> None:
+        await self._shard.kill_peer(self._peer(address))
+
+    async def pause_peer(self, address: str) -> None:
+        self._paused = [process for program in self._peer(address).programs for process in self._family(program)]
+        for process in self._paused:
+            with suppress(psutil.NoSuchProcess):
+                process.suspend()
+
+    async def terminate(self, address: str) -> None:
+        sitter, *_ = self._peer(address).programs
+        await self._shard.supervisor.stop(sitter)
+
+    async def promote(self, _: str, sync: str) -> None:
+        process = await asyncio.create_subprocess_exec(
+            *(script("manatee-adm"), "promote", "-y", "-n", self._peer(sync).label, "-r", "sync"),
+            env={**os.environ, **self._shard.environment},
+            stdout=asyncio.subprocess.DEVNULL,
+        )
+        assert await process.wait() == 0
+
+    async def bring_back(self, address: str) -> None:
+        for process in reversed(self._paused):
+            with suppress(psutil.NoSuchProcess):
+                process.resume()
+        self._paused = []
+        await self._shard.start_peer(self._peer(address))

@@ -1,0 +1,268 @@
+"""Patroni as its documentation sets it up for losing nothing: `synchronous_mode` with `synchronous_mode_strict`.
+
+It is installed beside this project, not into it, and runs as PostgreSQL's user with the system's Python, which that
+user can reach. Everything else is what this project's own shard gets: the same ZooKeeper, the same PostgreSQL, the
+same addresses and base settings.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiohttp
+import psutil
+
+from demo.directory import run_directory
+from demo.postgresql import choose, unprivileged_user, within_reach
+from demo.process import Child, alive
+from demo.zookeeper import ZooKeeperServer
+
+VERSION = "4.1.5"
+ADDRESSES = ("127.32.0.2", "127.32.0.3", "127.32.0.4")
+ZOOKEEPER = "127.32.0.1"
+REST = 8008
+PATIENCE = 180.0
+
+_DYING_WITH_US = ("setpriv", "--pdeathsig", "KILL")
+
+DEFAULTS: Mapping[str, object] = {"ttl": 30, "loop_wait": 10, "retry_timeout": 10}
+FASTEST: Mapping[str, object] = {"ttl": 20, "loop_wait": 1, "retry_timeout": 3, "primary_start_timeout": 0}
+"""The least that Patroni accepts (`Config`: ttl 20, loop_wait 1, retry_timeout 3); a crash fails over at once."""
+
+
+@dataclass(frozen=True)
+class Patroni:
+    """Patroni with some settings of its dynamic configuration."""
+
+    name: str
+    dynamic: Mapping[str, object]
+
+    @asynccontextmanager
+    async def cluster(self) -> AsyncIterator[_Cluster]:
+        user = unprivileged_user()
+        with run_directory(readable_by=user) as directory:
+            packages = await asyncio.to_thread(_install, directory)
+            bin_dir = within_reach(choose(), user, directory).bin_dir
+            async with ZooKeeperServer(directory / "zookeeper", address=ZOOKEEPER) as zookeeper:
+                members = [_Member(ip, directory / f"member{n}", packages, user) for n, ip in enumerate(ADDRESSES, 1)]
+                cluster = _Cluster(members)
+                for member in members:
+                    member.write_settings(zookeeper.servers, bin_dir, self.dynamic)
+                try:
+                    for member in members:
+                        await member.start()
+                        await member.answers()  # the first one sets the cluster up
+                    yield cluster
+                finally:
+                    for member in members:
+                        await member.kill()
+
+
+def _install(directory: Path) -> Path:
+    """Patroni and what it needs, in a directory that PostgreSQL's user can read."""
+    target = directory / "packages"
+    wanted = [f"patroni[zookeeper,psycopg3]=={VERSION}", "psycopg-binary"]
+    command: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "pip",
+        "-q",
+        "--disable-pip-version-check",
+        "install",
+        "--target",
+        target,
+    ]
+    subprocess.run([*command, *wanted], check=True, timeout=300)
+    return target
+
+
+def _python() -> str:
+    """A Python that any user can execute, of the version that the packages were installed for."""
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    for name in (f"/usr/bin/python{version}", f"/usr/local/bin/python{version}"):
+        if Path(name).exists():
+            return name
+    raise FileNotFoundError(f"/usr/bin/python{version}: Patroni runs as another user, with the system's Python")
+
+
+class _Member:
+    """One Patroni with its PostgreSQL."""
+
+    def __init__(self, address: str, directory: Path, packages: Path, user: str | None) -> None:
+        self.address = address
+        self.name = directory.name
+        self._directory = directory
+        self._packages = packages
+        self._user = user
+        self._child: Child | None = None
+        self._paused: list[psutil.Process] = []
+
+    def write_settings(self, zookeeper: str, bin_dir: Path, dynamic: Mapping[str, object]) -> None:
+        self._directory.mkdir(mode=0o700)
+        parameters = {
+            "max_connections": 50,
+            "shared_buffers": "32MB",
+            "max_wal_size": "256MB",
+        }
+        settings = {
+            "scope": "bench",
+            "name": self.name,
+            "restapi": {"listen": f"{self.address}:{REST}", "connect_address": f"{self.address}:{REST}"},
+            "zookeeper": {"hosts": [zookeeper]},
+            "bootstrap": {
+                "dcs": {
+                    **dynamic,
+                    "synchronous_mode": True,
+                    "synchronous_mode_strict": True,
+                    "postgresql": {"use_pg_rewind": True, "parameters": parameters},
+                },
+                "initdb": [{"encoding": "UTF8"}, "data-checksums"],
+            },
+            "postgresql": {
+                "listen": f"{self.address}:5432",
+                "connect_address": f"{self.address}:5432",
+                "data_dir": str(self._directory / "data"),
+                "bin_dir": str(bin_dir),
+                "parameters": {"unix_socket_directories": str(self._directory)},
+                "pgpass": str(self._directory / "pgpass"),
+                "authentication": {"superuser": {"username": "postgres"}, "replication": {"username": "postgres"}},
+                "pg_hba": [
+                    "local all all trust",
+                    "host all all 127.0.0.0/8 trust",
+                    "host replication all 127.0.0.0/8 trust",
+                ],
+            },
+        }
+        path = self._directory / "patroni.json"  # JSON is YAML
+        path.write_text(json.dumps(settings))
+        if self._user:
+            for each in (self._directory, path):
+                shutil.chown(each, self._user)
+
+    async def start(self) -> None:
+        become = (
+            () if self._user is None else ("setpriv", "--reuid", self._user, "--regid", self._user, "--init-groups")
+        )
+        self._child = await Child.start(
+            # A change of user clears the parent-death signal that the child got before.
+            [*become, *_DYING_WITH_US, _python(), "-m", "patroni", self._directory / "patroni.json"],
+            log=self._directory.with_suffix(".log"),
+            env={"PYTHONPATH": str(self._packages), "MALLOC_ARENA_MAX": "2"},
+        )
+
+    async def answers(self) -> None:
+        async with asyncio.timeout(PATIENCE):
+            while not await _ask(self.address, "/health"):
+                assert self.running, f"Patroni has ended: see {self._directory}.log, with MANATEE_KEEP=1"
+                await asyncio.sleep(0.2)
+
+    @property
+    def running(self) -> bool:
+        return self._child is not None and self._child.returncode is None
+
+    def _postgres(self) -> list[psutil.Process]:
+        """The postmaster, which Patroni lets go of, and its children."""
+        with suppress(OSError, ValueError, psutil.NoSuchProcess):
+            first = (self._directory / "data" / "postmaster.pid").read_text().splitlines()[0]
+            postmaster = psutil.Process(int(first))
+            if postmaster.name() == "postgres":
+                return [postmaster, *postmaster.children(recursive=True)]
+        return []
+
+    def kill_postmaster(self) -> None:
+        self._postgres()[0].kill()
+
+    def pause(self) -> None:
+        assert self._child is not None
+        self._paused = [*self._child.family(), *self._postgres()]
+        for process in self._paused:
+            process.suspend()
+
+    async def kill(self) -> None:
+        """All at one moment."""
+        left = self._postgres()
+        for process in left:
+            with suppress(psutil.NoSuchProcess):
+                process.suspend()
+        left += [each for each in self._postgres() if each not in left]
+        for process in left:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        if self._child is not None:
+            await self._child.kill()
+        while any(map(alive, left)):
+            await asyncio.sleep(0.01)
+        self._paused = []
+
+    async def terminate(self) -> None:
+        assert self._child is not None
+        await self._child.terminate(grace=60)
+
+    def resume(self) -> None:
+        for process in reversed(self._paused):
+            with suppress(psutil.NoSuchProcess):
+                process.resume()
+        self._paused = []
+
+
+class _Cluster:
+    def __init__(self, members: Sequence[_Member]) -> None:
+        self.addresses = tuple(member.address for member in members)
+        self._members = {member.address: member for member in members}
+
+    async def whole(self) -> tuple[str, str]:
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                for address in self.addresses:
+                    seen = await _ask(address, "/cluster")
+                    members = json.loads(seen)["members"] if seen else []
+                    roles = {m["role"]: m["host"] for m in members if m["state"] in ("running", "streaming")}
+                    settled = len([m for m in members if m["state"] in ("running", "streaming")]) == 3
+                    if settled and "leader" in roles and "sync_standby" in roles:
+                        return roles["leader"], roles["sync_standby"]
+                await asyncio.sleep(0.2)
+
+    async def kill_postmaster(self, address: str) -> None:
+        self._members[address].kill_postmaster()
+
+    async def kill_peer(self, address: str) -> None:
+        await self._members[address].kill()
+
+    async def pause_peer(self, address: str) -> None:
+        self._members[address].pause()
+
+    async def terminate(self, address: str) -> None:
+        await self._members[address].terminate()
+
+    async def promote(self, primary: str, sync: str) -> None:
+        names = {"leader": self._members[primary].name, "candidate": self._members[sync].name}
+        async with aiohttp.ClientSession() as session, session.post(_url(primary, "/switchover"), json=names) as answer:
+            assert answer.status == 200, await answer.text()
+
+    async def bring_back(self, address: str) -> None:
+        member = self._members[address]
+        member.resume()
+        if not member.running:
+            await member.start()
+
+
+def _url(address: str, path: str) -> str:
+    return f"http://{address}:{REST}{path}"
+
+
+async def _ask(address: str, path: str) -> str | None:
+    """The answer, if it is a 200 and comes in time."""
+    try:
+        timeout = aiohttp.ClientTimeout(total=1.0)
+        async with aiohttp.ClientSession(timeout=timeout) as session, session.get(_url(address, path)) as answer:
+            return await answer.text() if answer.status == 200 else None
+    except (aiohttp.ClientError, OSError, TimeoutError):
+        return None
