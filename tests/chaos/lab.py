@@ -98,6 +98,7 @@ class Lab(LocalShard):
         async with contextlib.AsyncExitStack() as stack:
             self._user = unprivileged_user()
             self.directory = self.slot.directory
+            self._pool = self._open_pool(stack)
             self.postgresql = within_reach(self.postgresql, self._user, self.directory)
             await self.network.start()
             self.ensemble = Ensemble(self.network, self.directory)

@@ -56,24 +56,25 @@ class Result:
 
 
 @contextlib.asynccontextmanager
-async def under_way(lab: Lab) -> AsyncIterator[None]:
+async def under_way(lab: Lab, chronicle: Chronicle) -> AsyncIterator[None]:
     """The chronicle is written and the clients work while this lasts."""
-    chronicle = asyncio.create_task(Chronicle(lab).run())
+    writing = asyncio.create_task(chronicle.run())
     try:
         while lab.last_state is None:
             await asyncio.sleep(0.05)
         await lab.start_clients()
         yield
     finally:
-        chronicle.cancel()
-        await asyncio.gather(chronicle, return_exceptions=True)
+        writing.cancel()
+        await asyncio.gather(writing, return_exceptions=True)
 
 
 async def run(lab: Lab, result: Result, *, rounds: int, faults: Sequence[str], length: float = ROUND) -> None:
     """Run rounds until they are done or something is found. The lab is complete and has its tables."""
     kinds = {name: FAULTS[name].kind for name in faults}
+    chronicle = Chronicle(lab)
     for number in range(1, rounds + 1):
-        async with under_way(lab):
+        async with under_way(lab, chronicle):
             strikes = schedule(result.seed, number, kinds, length)
             lab.journal.note("round", "shard", f"round {number} of {rounds}, {len(strikes)} strikes")
             await strike_all(lab, strikes, result)

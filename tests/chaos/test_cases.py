@@ -15,6 +15,7 @@ import pytest
 import pytest_asyncio
 
 from demo.postgresql import choose
+from tests.chaos.chronicle import Chronicle
 from tests.chaos.history import Journal
 from tests.chaos.lab import Lab, complete
 from tests.chaos.rounds import Result, look_at_everything, under_way
@@ -44,11 +45,16 @@ async def lab(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Lab]:
             yield lab
 
 
+@pytest.fixture(scope="module")
+def chronicle(lab: Lab) -> Chronicle:
+    return Chronicle(lab)
+
+
 @pytest_asyncio.fixture(loop_scope="module")
-async def stage(lab: Lab) -> AsyncIterator[Stage]:
+async def stage(lab: Lab, chronicle: Chronicle) -> AsyncIterator[Stage]:
     """Before each case the shard is complete; after it, all promises hold of everything so far."""
     result = Result(seed=0)
-    async with under_way(lab):
+    async with under_way(lab, chronicle):
         stage = Stage(lab, result)
         await stage.complete()
         await stage.writable()
