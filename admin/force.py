@@ -100,7 +100,9 @@ def _show(picture: _Picture) -> None:
     """Why nobody goes on, who holds what, and what would be lost with each."""
     if picture.view.state_problem:
         click.echo(f"The cluster state does not validate: {picture.view.state_problem}.")
-    click.echo(f"No write is acknowledged: {standstill(picture.view, picture.held).why}.\n")
+    why = standstill(picture.view, picture.held).why
+    writing = next((one.label for one in picture.held if one.writable), None)
+    click.echo(f"{writing} accepts writes still, but: {why}.\n" if writing else f"No write is acknowledged: {why}.\n")
     for one in picture.held:
         click.echo(told(one))
     click.echo()

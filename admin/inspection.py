@@ -13,8 +13,8 @@ from admin import sitters
 from admin.observed import NOT_ASKED, Observations
 from admin.postgres import observe
 from admin.problems import Finding, problems
-from admin.shard import state_of
-from admin.standing import Holding, holdings, loss, standstill, told
+from admin.shard import Failed, state_of
+from admin.standing import Holding, acted_on, holdings, loss, standstill, told
 from admin.target import Target
 from manatee.cluster import ClusterState, Peer
 from manatee.coordination import Coordination, ShardView
@@ -40,11 +40,26 @@ class Inspection:
 async def inspect(target: Target, shard: Coordination, *, thorough: bool = False) -> Inspection:
     """Look at the shard; `thorough` asks the sitters even if all is well. Raises Failed, CoordinationError."""
     view = await shard.read()
+    if view.state is None and view.state_problem is None:
+        raise Failed(stateless(target.name, await ask(view, target)))
     state = state_of(target, view)
     found = Inspection(view, state, await observe(asked(state)))
     if not thorough and not found.problems:
         return found
     return Inspection(view, state, found.seen, await ask(view, target))
+
+
+def stateless(name: str, held: Sequence[Holding]) -> str:
+    """What a shard without a cluster state lacks: peers to set it up, or a ZooKeeper that remembers."""
+    known = max(acted_on(held), default=0)
+    if known:
+        who = next(one.label for one in held if known in (one.acted_on, one.proof))
+        return (
+            f"ZooKeeper holds no cluster state of {name}, but {who} knows of generation {known}: ZooKeeper has lost "
+            "its data. Restore them; if there is no backup, manatee-adm force-primary says who holds what"
+        )
+    says = "; ".join(f"{one.label} says: {one.reason}" for one in held if one.reason)
+    return f"the shard {name} is not set up: it has no cluster state yet" + (f"; {says}" if says else "")
 
 
 async def ask(view: ShardView, target: Target) -> list[Holding]:

@@ -38,13 +38,13 @@ _GLANCE = 0.5
 
 @command("rebuild")
 @click.option("-y", "--ignorePrompts", "yes", is_flag=True, help="Ask nothing.")
-@click.option("-f", "--full", is_flag=True, expose_value=False, help="Restore everything anew. (Always so today.)")
+@click.option("-f", "--full", is_flag=True, help="Restore everything anew, not only the difference (ZFS).")
 @click.option("--force", is_flag=True, help="Rebuild the sync, too, where the shard can spare it.")
 @click.option(
     "--patience", type=click.FloatRange(min=1), default=PATIENCE, show_default=True, metavar="SECONDS",
     help="Give up after so long without progress.",
 )  # fmt: skip
-def rebuild(target: Target, yes: bool, force: bool, patience: float) -> None:
+def rebuild(target: Target, yes: bool, full: bool, force: bool, patience: float) -> None:
     """Rebuild the local peer: set its data aside and restore them from another peer.
 
     For a deposed peer, or one that cannot follow the shard. Needs the peer's settings file (-c). Interrupted, it can be
@@ -55,7 +55,7 @@ def rebuild(target: Target, yes: bool, force: bool, patience: float) -> None:
             "option is required: --config (or MANATEE_SITTER_CONFIG): rebuild is about the local peer"
         )
     try:
-        run(_Rebuild(target, target.settings).run(yes=yes, force=force, patience=patience))
+        run(_Rebuild(target, target.settings).run(yes=yes, full=full, force=force, patience=patience))
     except (ServiceError, StorageError) as error:
         raise Failed(f"{error}; run rebuild again to go on") from error
     except KeyboardInterrupt:
@@ -74,14 +74,14 @@ class _Rebuild:
         self.storage: Storage = open_storage(settings)
         self.changed = asyncio.Event()
 
-    async def run(self, *, yes: bool, force: bool, patience: float) -> None:
+    async def run(self, *, yes: bool, full: bool, force: bool, patience: float) -> None:
         async with opened(self.target, self.changed.set) as shard:
             under_way = await self._under_way()
             if under_way:
                 _say("A restore is under way already; going on with it.")
             else:
                 state = await self._prepare(shard, yes=yes, force=force)
-                await self._make_way(shard, state, force=force)
+                await self._make_way(shard, state, full=full, force=force)
             await self._take_off_deposed(shard)
             _say(f"Starting {self.settings.service.sitter}.")
             await self.services.start(self.settings.service.sitter)
@@ -90,7 +90,7 @@ class _Rebuild:
             raise Failed(
                 f"{judgement.text}; what was set aside is still there; run rebuild again when the cause is gone"
             )
-        dropped = await self.storage.drop_isolated(0)
+        dropped = await self.storage.drop_isolated(self.settings.storage.keep_isolated)
         if dropped:
             _say(f"Destroyed what had been set aside ({dropped}).")
         _say(f"Rebuild successful: {self.me.label} is {judgement.text}.")
@@ -144,7 +144,7 @@ class _Rebuild:
 
     # --- What changes things ------------------------------------------------------------------------------------
 
-    async def _make_way(self, shard: Coordination, state: ClusterState, *, force: bool) -> None:
+    async def _make_way(self, shard: Coordination, state: ClusterState, *, full: bool, force: bool) -> None:
         _say(f"Stopping {self.settings.service.sitter}.")
         await self.services.stop(self.settings.service.sitter)
         await self._await_absence(shard)
@@ -163,7 +163,7 @@ class _Rebuild:
             )
         # What is remembered says that the data are proven: it must not outlive them.
         _forget(self.settings.sitter.state_dir / "memory.json")
-        isolated = await self.storage.isolate("rebuild")
+        isolated = await self.storage.isolate("rebuild", base=not full)
         _say(f"Set the data aside: {isolated}." if isolated else "There are no data to set aside.")
 
     async def _await_absence(self, shard: Coordination) -> None:

@@ -277,8 +277,7 @@ def standstill(view: ShardView, held: Sequence[Holding]) -> Standstill:
     state = view.state
     by_id = {each.peer.id: each for each in held}
     if state is None:
-        said = "; ".join(_says(each) for each in held if each.reason) or "nobody says why"
-        return Standstill(f"ZooKeeper holds no cluster state: {said}", for_good=True)
+        return Standstill(f"ZooKeeper holds no cluster state: {_all_say(held)}", for_good=True)
     primary = by_id[state.primary.id]
     if state.frozen and not primary.present:
         return Standstill(f"the primary {primary.label} is absent, and the shard is frozen", for_good=True)
@@ -295,8 +294,20 @@ def standstill(view: ShardView, held: Sequence[Holding]) -> Standstill:
     return Standstill(f"{why}; {says}", for_good=sync.waiting_for is not None)
 
 
+def _all_say(held: Iterable[Holding]) -> str:
+    """Everybody's words, each once."""
+    words: dict[str, list[str]] = {}
+    for one in held:
+        if one.reason:
+            words.setdefault(one.reason + _wants(one), []).append(one.label)
+    return "; ".join(f"{', '.join(labels)} says: {said}" for said, labels in words.items()) or "nobody says why"
+
+
+def _wants(one: Holding) -> str:
+    return f", and waits for {one.waiting_for}" if one.waiting_for else ""
+
+
 def _says(one: Holding) -> str:
     if one.reason is None:
         return f"the sitter of {one.label} ({one.what}) does not answer"
-    wants = f", and waits for {one.waiting_for}" if one.waiting_for else ""
-    return f"{one.label} ({one.what}) says: {one.reason}{wants}"
+    return f"{one.label} ({one.what}) says: {one.reason}{_wants(one)}"

@@ -191,10 +191,13 @@ def test_why_nobody_goes_on(changes: Any, present: Any, states: Any, why: str, f
     assert (found.why, found.for_good) == (why, for_good)
 
 
-def test_without_a_state_everybody_says_what_he_remembers() -> None:
-    states = {A.id: sitter(reason="refusing: ZooKeeper holds no cluster state", waitingFor="an operator")}
-    found = standstill(view_of(None, (say(A),)), held(None, say(A), states=states))
+def test_without_a_state_everybody_says_what_he_remembers_and_the_same_words_once() -> None:
+    refusing = sitter(reason="refusing: ZooKeeper holds no cluster state", waitingFor="an operator")
+    states = {A.id: refusing, B.id: refusing, C.id: sitter(reason="not set up")}
+    present = (say(A), say(B), say(C))
+    found = standstill(view_of(None, present), held(None, *present, states=states))
     assert found.why == (
-        "ZooKeeper holds no cluster state: 6589d30f (unassigned) says: refusing: ZooKeeper holds no cluster state, "
-        "and waits for an operator"
+        "ZooKeeper holds no cluster state: "
+        "6589d30f, 5e0a09bb says: refusing: ZooKeeper holds no cluster state, and waits for an operator; "
+        "a7fdcdaa says: not set up"
     )
