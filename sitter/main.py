@@ -19,6 +19,7 @@ import click
 from manatee import __version__, log
 from manatee.config import EXIT_BAD_CONFIGURATION, BadConfiguration, Settings, load
 from manatee.reread import reread
+from manatee.storage import StorageError
 from sitter.daemon import Daemon
 from sitter.memory import MemoryLost
 from sitter.postgres import access
@@ -37,23 +38,26 @@ def main(config: Path) -> None:
         settings = load(config)
         access.check(settings)
         settings.sitter.state_dir.mkdir(parents=True, exist_ok=True)
+        access.lay_out(settings)
         asyncio.run(_run(settings, config))
     except BadConfiguration as error:
         click.echo(f"manatee-sitter: {error}", err=True)
         sys.exit(EXIT_BAD_CONFIGURATION)
-    except (MemoryLost, OSError) as error:
+    except (MemoryLost, StorageError, OSError) as error:
         sys.exit(f"manatee-sitter: {error}")
 
 
 async def _run(settings: Settings, path: Path) -> None:
     logger = log.set_up(settings.log, peer=settings.identity.label)
     daemon = Daemon(settings, logger)
+    await daemon.open()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, daemon.leave)
 
     def reload() -> None:
         if reread(settings, path, logger, access.check):
+            access.lay_out(settings)
             daemon.reload()
 
     loop.add_signal_handler(signal.SIGHUP, reload)

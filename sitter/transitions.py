@@ -36,6 +36,9 @@ RETRY_DELAY_MAX = 5.0
 REPAIR_DELAY_MAX = 30.0
 """Seconds between two attempts, at most, at settings that something else keeps winning over."""
 
+TIDY_INTERVAL = 60.0
+"""Seconds between two attempts at destroying what restores have left."""
+
 OUTGROWN_INTERVAL = 1.0
 """Seconds between two looks at whether a standby that lets nobody in needs greater settings."""
 
@@ -69,6 +72,9 @@ class Transitions:
         self.problem: str | None = None
         """Why the last attempt at the present wish failed."""
         self.restore: Progress | None = None
+        self.storage = open_storage(settings)
+        self.ready = asyncio.Event()
+        """The core has found this peer ready: the data here need none of what a restore has put aside."""
 
     @property
     def idle(self) -> bool:
@@ -146,12 +152,13 @@ class Transitions:
         hung = asyncio.create_task(self._watch.hung.wait())
         stale = asyncio.create_task(self._server.stale.wait())
         kept = asyncio.create_task(self._keep_right())
+        tidied = asyncio.create_task(self._tidy_up())
         try:
             await asyncio.wait((died, hung, stale), return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for each in (died, hung, stale, kept):
+            for each in (died, hung, stale, kept, tidied):
                 each.cancel()
-            await asyncio.gather(kept, return_exceptions=True)
+            await asyncio.gather(kept, tidied, return_exceptions=True)
         if not self._server.exited.is_set() and not self._watch.hung.is_set():
             await self._server.reread()
             return  # what is wanted is brought about again: by these settings, whom we follow may be written otherwise
@@ -172,6 +179,21 @@ class Transitions:
             )
         self._void_seal()
         self._on_change()
+
+    async def _tidy_up(self) -> None:
+        """Destroy what restores have left, the data that they replaced included, once this peer is ready without."""
+        while True:
+            await self.ready.wait()
+            try:
+                await self.storage.clear_leftovers(resumable=True)
+                dropped = await self.storage.drop_isolated(self._settings.storage.keep_isolated)
+            except (StorageError, OSError) as error:
+                self._log.warning("what restores have left stays for now", reason=str(error))
+                await asyncio.sleep(TIDY_INTERVAL)
+                continue
+            if dropped:
+                self._log.info("destroyed data that restores had replaced", count=dropped)
+            return
 
     async def _keep_right(self) -> None:
         """See to it that what PostgreSQL was told stays in force, and that no standby lags for want of a restart."""
@@ -244,6 +266,7 @@ class Transitions:
 
     async def _initialize(self) -> None:
         self._begin("creating the database with initdb")
+        await self.storage.prepare()
         made = await initdb.initialize(self._settings, self._log, timeout=self._settings.postgres.start_timeout)
         initdb.adopt(self._settings, made)
         self._watch.forget_identity()
@@ -253,8 +276,9 @@ class Transitions:
             self._begin("waiting for a peer to restore from")
             return
         self._begin(f"restoring from {sources[0].label}")
+        self.ready.clear()
         await self._server.stop("immediate")
-        transfer = Transfer(self._settings, open_storage(self._settings), self._log, self._progressed)
+        transfer = Transfer(self._settings, self.storage, self._log, self._progressed)
         self.restore = transfer.progress
 
         async def before_adopt() -> None:
