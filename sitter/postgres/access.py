@@ -8,9 +8,8 @@ secret to another peer.
 from __future__ import annotations
 
 from manatee import link, tls
-from manatee.config import BadConfiguration, Settings
+from manatee.config import Settings
 from sitter.postgres.account import Account, remove_durably, write_durably
-from sitter.postgres.errors import PostgresError
 
 
 def check(settings: Settings) -> None:
@@ -19,13 +18,9 @@ def check(settings: Settings) -> None:
 
 
 def lay_out(settings: Settings) -> None:
-    """Write the files anew, from what the operator's hold now. Raises PostgresError, OSError."""
+    """Write the files anew, from what the operator's hold now. Raises BadConfiguration, OSError."""
     account = Account.of(settings)
-    try:
-        contents = _contents(settings)
-    except BadConfiguration as error:
-        raise PostgresError(str(error)) from error
-    for name, content in contents.items():
+    for name, content in _contents(settings).items():
         path = link.file(settings, name)
         if content is None:
             remove_durably(path)

@@ -14,7 +14,7 @@ from typing import Literal, LiteralString
 
 import psycopg
 
-from manatee.config import Settings
+from manatee.config import BadConfiguration, Settings
 from manatee.log import Logger
 from sitter.postgres import access, configuration, controldata, queries, versions
 from sitter.postgres.configuration import NOBODY, Replication, Wrong
@@ -111,7 +111,10 @@ class Server:
         control = await controldata.read(self._settings, timeout=timeout) if as_standby else None
         self._floors = control.floors if control else {}
         foundation = await configuration.foundation(self._settings, control, version=version, timeout=timeout)
-        access.lay_out(self._settings)
+        try:
+            access.lay_out(self._settings)
+        except BadConfiguration as error:
+            raise PostgresError(str(error)) from error
         self._foundation = foundation
 
     async def configure(self, replication: Replication) -> None:
