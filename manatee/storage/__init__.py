@@ -70,6 +70,8 @@ class Offer:
     """An estimate, in bytes of the stream."""
     detail: Mapping[str, str] = field(default_factory=dict)
     """For the receiving driver alone."""
+    continues: bool = False
+    """It goes on where a stream before it was cut; `size` is that of the rest."""
 
 
 class Sending(Protocol):
@@ -171,6 +173,12 @@ class Storage(Protocol):
         """Destroy what transfers that were cut short have left; how many there were. None may be running.
 
         What the next restore can go on from stays, unless `resumable`: then that goes, too.
+        """
+
+    async def release_stale(self) -> int:
+        """Let go of what senders that were killed have held on to; how many there were.
+
+        By the program that sends, when it starts.
         """
 
     async def snapshots(self) -> Sequence[Snapshot]:

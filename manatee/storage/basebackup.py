@@ -118,6 +118,9 @@ class BaseBackup:
 
         return await asyncio.to_thread(clear)
 
+    async def release_stale(self) -> int:
+        return 0
+
     async def snapshots(self) -> Sequence[Snapshot]:
         return ()
 

@@ -251,6 +251,13 @@ class Zfs:
         self._plainly = taken is not None and taken.refused
         await receiving.leave(self._place, target)
 
+    async def release_stale(self) -> int:
+        interface = await self._ready()
+        held = await interface.release_stale()
+        if held:
+            self._log.warning("released what a process that is gone had held", holds=held)
+        return held
+
     # --- What is kept -------------------------------------------------------------------------------------------
 
     async def isolate(self, prefix: str, *, base: bool = True) -> Path | None:
@@ -264,11 +271,8 @@ class Zfs:
         return await self._place.drop_isolated(keep)
 
     async def clear_leftovers(self, *, resumable: bool = False) -> int:
-        interface = await self._ready()
+        await self.release_stale()
         await self._place.open()
-        held = await interface.release_stale()
-        if held:
-            self._log.warning("released what a process that is gone had held", holds=held)
         partial = None if resumable else await self._partial()
         return await self._place.clear(spare=partial.name if partial else None)
 

@@ -125,4 +125,4 @@ def offered(order: Order, identity: Identity, size: int | None, space: int | Non
         detail["space"] = str(space)
     if "raw" in order.options:
         detail["raw"] = "yes"
-    return Offer(DRIVER, order.snapshot.rpartition("@")[2], identity, size, detail)
+    return Offer(DRIVER, order.snapshot.rpartition("@")[2], identity, size, detail, continues=order.token is not None)
