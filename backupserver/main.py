@@ -11,7 +11,7 @@ from backupserver import daemon
 from backupserver.server import BackupServer, read_token
 from manatee.config import Settings
 from manatee.log import Logger
-from manatee.storage import open_storage
+from manatee.storage import StorageError, open_storage
 from manatee.tls import server_context
 
 
@@ -22,7 +22,12 @@ async def serve(settings: Settings, logger: Logger, stop: asyncio.Event) -> None
     """
     read_token(settings)
     encrypted = server_context(settings.tls, settings.peer.ip, logger) if settings.tls else None
-    server = BackupServer(settings, open_storage(settings), logger)
+    storage = open_storage(settings)
+    try:
+        await storage.release_stale()
+    except StorageError as error:
+        logger.warning("what a server before this one may have held stays held", error=str(error))
+    server = BackupServer(settings, storage, logger)
     runner = server.runner()
     await runner.setup()
     try:

@@ -229,6 +229,8 @@ def _headers(transfer: Transfer, sending: Sending) -> dict[str, str]:
     }
     if offer.size is not None:
         headers["Manatee-Size-Estimate"] = str(offer.size)
+    if offer.continues:
+        headers["Manatee-Continues"] = "yes"
     return headers | {f"Manatee-Detail-{name}": value for name, value in offer.detail.items()}
 
 

@@ -47,6 +47,7 @@ class Progress:
     """The backup server's address."""
     attempt: int
     bytes_done: int
+    """With what came before, when a stream goes on where this restore was cut."""
     bytes_total: int | None
     """The sender's estimate; never less than what has come."""
     started: str
@@ -90,6 +91,8 @@ class Restore:
         self._log = logger
         self._on_change = on_change
         self._noticed = 0.0
+        self._cut_at = 0
+        """Bytes that had come, with those of the streams it continued, when the last stream was cut."""
         self.progress = Progress("running", None, 0, 0, None, written_time(time.time()), None)
 
     async def run(
@@ -166,13 +169,15 @@ class Restore:
 
     async def _take(self, stream: Stream, receiving: Receiving) -> Identity:
         """Everything from the stream into the storage, complete and durable."""
-        expected = stream.offer.size
+        before = self._cut_at if stream.offer.continues else 0
+        expected = None if stream.offer.size is None else before + stream.offer.size
         pace = Pace()
         self._show(pace=pace)
 
         def arrived(count: int) -> None:
             pace.mark(time.monotonic(), count)
-            self._show(bytes_done=count, bytes_total=None if expected is None else max(expected, count))
+            self._cut_at = done = before + count
+            self._show(bytes_done=done, bytes_total=None if expected is None else max(expected, done))
 
         try:
             await stream.into(receiving.fd, arrived)

@@ -260,6 +260,7 @@ def _offer(headers: Mapping[str, str]) -> Offer:
             snapshot=headers["Manatee-Snapshot"],
             identity=Identity(headers["Manatee-System-Identifier"], headers["Manatee-Postgres-Version"]),
             size=None if size is None else int(size),
+            continues=headers.get("Manatee-Continues") == "yes",
             detail={name[len(_DETAIL) :]: headers[name] for name in headers if name.startswith(_DETAIL)},
         )
     except (KeyError, ValueError) as error:
