@@ -62,9 +62,9 @@ def run_directory(*, readable_by: str | None = None) -> Iterator[Path]:
 
 def clear(directory: Path) -> bool:
     """Remove a directory whose owner is gone, with the processes started from it; False if it is not such a one."""
-    if directory.is_symlink() or directory.stat().st_uid != os.getuid():
-        return False
     try:
+        if directory.is_symlink() or directory.stat().st_uid != os.getuid():
+            return False
         lock = (directory / _LOCK).open("r+")
     except FileNotFoundError:
         return False
