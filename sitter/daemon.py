@@ -93,6 +93,10 @@ class Daemon:
             )
         )
 
+    async def open(self) -> None:
+        """Make the data reachable, before anybody looks whether there are any. Raises StorageError."""
+        await self._transitions.storage.open()
+
     async def run(self) -> None:
         """Until `leave` has been carried out. PostgreSQL is dead when this returns or raises."""
         if self._memory.memory.seal is not None:
@@ -190,6 +194,8 @@ class Daemon:
             self._comparer.forget()
         if not isinstance(decision.database, Restore) or self._admitted:
             self._transitions.want(decision.database)
+        if decision.ready:
+            self._transitions.ready.set()
         self._comparer.want(decision.compare)
         self._upkeep.tell({one.peer.id: one.status.redo for one in view.active if one.status and one.status.redo})
         try:

@@ -163,7 +163,7 @@ def _document(now: Report, sources: Sources) -> dict[str, Any]:
         "stateProblem": view.state_problem if view else None,
         "active": [one.peer.id for one in view.active] if view else [],
         "restore": now.restore,
-        "storage": settings.storage.driver,
+        "storage": {"driver": settings.storage.driver, **transitions.storage.detail},
         "version": __version__,
         "time": written_time(time.time()),
     }

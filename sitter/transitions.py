@@ -10,12 +10,13 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cached_property
 
 from manatee.cluster import Peer, application_name
 from manatee.config import Settings
 from manatee.log import Logger
 from manatee.lsn import Lsn
-from manatee.storage import StorageError, open_storage
+from manatee.storage import Storage, StorageError, open_storage
 from sitter.bootstrap import Progress, RestoreFailed
 from sitter.bootstrap import Restore as Transfer
 from sitter.failures import Failures
@@ -72,9 +73,13 @@ class Transitions:
         self.problem: str | None = None
         """Why the last attempt at the present wish failed."""
         self.restore: Progress | None = None
-        self.storage = open_storage(settings)
         self.ready = asyncio.Event()
         """The core has found this peer ready: the data here need none of what a restore has put aside."""
+
+    @cached_property
+    def storage(self) -> Storage:
+        """Where the data are."""
+        return open_storage(self._settings)
 
     @property
     def idle(self) -> bool:
