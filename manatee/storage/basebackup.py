@@ -103,9 +103,7 @@ class BaseBackup:
             ours = (path for path in _entries(self._directory / _ISOLATED_IN) if _ISOLATED.fullmatch(path.name))
             kept = sorted(ours, key=lambda path: path.name[-13:])
             old = kept[: max(0, len(kept) - keep)]
-            for path in old:
-                _destroy(path, self._directory)
-            return len(old)
+            return sum(_destroy(path, self._directory) for path in old)
 
         return await asyncio.to_thread(drop)
 
@@ -333,11 +331,15 @@ def _rename(old: Path, new: Path) -> None:
         raise StorageError(f"{old} cannot be renamed to {new}: {error.strerror}") from error
 
 
-def _destroy(path: Path, directory: Path) -> None:
-    """Renamed first, so that nobody takes a half of it for the whole."""
+def _destroy(path: Path, directory: Path) -> bool:
+    """Renamed first, so that nobody takes a half of it for the whole. False if somebody else was faster."""
     doomed = directory / f"{_DROPPING}{uuid.uuid4().hex[:8]}"
-    path.rename(doomed)
+    try:
+        path.rename(doomed)
+    except FileNotFoundError:
+        return False
     _remove(doomed)
+    return True
 
 
 def _remove(path: Path) -> None:

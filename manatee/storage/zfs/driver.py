@@ -262,6 +262,9 @@ class Zfs:
 
     async def isolate(self, prefix: str, *, base: bool = True) -> Path | None:
         await self.open()
+        if not base:
+            await self.clear_leftovers(resumable=True)
+            await self._place.forbid_bases()
         if await self._place.live() is None or not await self.has_data():
             return None
         target = await self._place.isolate(prefix, base=base)

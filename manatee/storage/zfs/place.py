@@ -175,6 +175,11 @@ class Place:
         await self._retire(target)
         return target
 
+    async def forbid_bases(self) -> None:
+        """Nothing that was isolated so far is built upon."""
+        for each in await self.isolated():
+            await zfs("set", f"{NO_BASE}=yes", each.name)
+
     async def check_alone(self) -> None:
         """Raises UnsupportedLayout if other datasets lie below the live one: they would move along with it."""
         found = await command.below(self.names.live, ())
