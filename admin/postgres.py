@@ -10,9 +10,10 @@ from typing import Any
 import psycopg
 
 from admin.observed import Observed, Walsender
-from manatee.client import first_line, postgres_address, within
+from manatee.address import postgres_address
 from manatee.cluster import Peer
 from manatee.lsn import Lsn
+from manatee.querying import first_line, within
 
 DEADLINE = 4.0
 """Seconds for one peer, from the first packet to the last row."""

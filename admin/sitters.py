@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from manatee.client import postgres_address
+from manatee.address import postgres_address
 from manatee.cluster import Peer
 from manatee.config import Settings
 

@@ -17,7 +17,7 @@ from admin.problems import Finding, findings
 from admin.shard import Failed, opened, run, state_of
 from admin.standing import told
 from admin.target import Target
-from manatee.client import postgres_address
+from manatee.address import postgres_address
 from manatee.cluster import ClusterState, Peer
 from manatee.coordination import CoordinationError
 

@@ -1,41 +1,46 @@
-"""Topology for applications: who is the primary now, and a connection to it that has been checked.
+"""For applications: who is the primary now, and a connection to it that has been checked.
 
     async with Topology("10.0.1.1:2181", "1.moray") as topology:
         connection = await connect_primary(topology, dbname="moray")
 
 Without ZooKeeper, from the shard's hosts alone: `connect_writable(addresses)`, or `libpq_url(addresses)` for any client
-that speaks libpq. What is known of a shard stays known while ZooKeeper is away; whether a server is the primary is in
-every case asked of the server itself.
+that speaks libpq. Whether a server is the primary is in every case asked of the server itself.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import re
-import socket
 import time
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self, TypeVar
-from urllib.parse import quote, unquote, urlencode, urlsplit
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from manatee.cluster import ClusterState, Peer
+from manatee.address import Address, libpq_url, postgres_address
+from manatee.cluster import Peer
+from manatee.querying import first_line, within
+from manatee.topology import Chain, Topology, read_chain
 
 if TYPE_CHECKING:
     from psycopg import AsyncConnection
 
-    from manatee.config import ZooKeeper
-    from manatee.coordination import Coordination
-
     Connection = AsyncConnection[tuple[Any, ...]]
 
-Result = TypeVar("Result")
+__all__ = [
+    "Address",
+    "Chain",
+    "NoPrimary",
+    "Topology",
+    "connect_primary",
+    "connect_writable",
+    "first_line",
+    "libpq_url",
+    "postgres_address",
+    "read_chain",
+    "within",
+]
 
 _ATTEMPT = 3.0
 """Seconds for one server to accept a connection and say what it is."""
-_ARRIVAL = 10.0
 _PAUSES = (0.05, 0.25)
 """Seconds between two attempts: the first pause, and the longest it grows to."""
 
@@ -49,200 +54,8 @@ _KEEPALIVES = {
 }
 
 
-_PREAMBLE = re.compile(r"(connection (failed|is bad): )?(connection to server (at|on) .*? failed: )?")
-
-
 class NoPrimary(Exception):
     """No server could be found in time that is the primary and takes writes; the message says what was tried last."""
-
-
-@dataclass(frozen=True)
-class Address:
-    """Where a PostgreSQL server is reached, and as whom."""
-
-    host: str
-    port: int = 5432
-    user: str = "postgres"
-    dbname: str = "postgres"
-    password: str | None = None
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        """As psycopg's connection parameters."""
-        found = {"host": self.host, "port": self.port, "user": self.user, "dbname": self.dbname}
-        return found if self.password is None else {**found, "password": self.password}
-
-    def __str__(self) -> str:
-        return f"{_bracketed(self.host)}:{self.port}"
-
-    def __repr__(self) -> str:
-        return f"Address({self.user}@{self}/{self.dbname})"
-
-
-def postgres_address(pg_url: str) -> Address:
-    """The address in a peer's `pgUrl`, e.g. `tcp://postgres@10.65.68.14:5432/postgres`; raises ValueError."""
-    parts = urlsplit(pg_url)
-    if parts.scheme not in ("tcp", "postgres", "postgresql") or not parts.hostname:
-        raise ValueError("not a PostgreSQL address: expected tcp://USER@HOST:PORT/DATABASE")
-    return Address(
-        host=parts.hostname,
-        port=parts.port or 5432,
-        user=unquote(parts.username or "postgres"),
-        dbname=unquote(parts.path.strip("/")) or "postgres",
-        password=unquote(parts.password) if parts.password else None,
-    )
-
-
-def libpq_url(
-    addresses: Iterable[Address],
-    *,
-    user: str | None = None,
-    dbname: str | None = None,
-    target_session_attrs: str = "read-write",
-) -> str:
-    """A multi-host connection URL for libpq (PostgreSQL documentation, 34.1.1.3), without a password.
-
-    libpq tries the hosts in turn until one fits `target_session_attrs`: `read-write`, `primary`, `standby`,
-    `prefer-standby`, `read-only` or `any`.
-
-    >>> libpq_url([Address("10.0.0.1"), Address("10.0.0.2", 5433)], user="moray", dbname="moray")
-    'postgresql://moray@10.0.0.1:5432,10.0.0.2:5433/moray?target_session_attrs=read-write'
-    """
-    hosts = list(addresses)
-    if not hosts:
-        raise ValueError("no host was given")
-    who, where = user or hosts[0].user, dbname or hosts[0].dbname
-    places = ",".join(str(host) for host in hosts)
-    attributes = {"target_session_attrs": target_session_attrs}
-    return f"postgresql://{quote(who, safe='')}@{places}/{quote(where, safe='')}?{urlencode(attributes)}"
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
-
-
-@dataclass(frozen=True)
-class Chain:
-    """A shard as one cluster state has it."""
-
-    generation: int
-    primary: Peer
-    sync: Peer | None
-    asyncs: tuple[Peer, ...]
-
-    @classmethod
-    def of(cls, state: ClusterState) -> Self:
-        return cls(state.generation, state.primary, state.sync, state.asyncs)
-
-    @property
-    def peers(self) -> tuple[Peer, ...]:
-        """All of them, from the primary on down."""
-        return (self.primary, *((self.sync,) if self.sync else ()), *self.asyncs)
-
-    @property
-    def addresses(self) -> tuple[Address, ...]:
-        """Their PostgreSQL servers, from the primary on down."""
-        return tuple(postgres_address(peer.pg_url) for peer in self.peers)
-
-
-class Topology:
-    """Follows one shard in ZooKeeper.
-
-    `zookeeper` is `host:port,...` or settings; `shard` a name or an absolute path. `on_change` is called in the event
-    loop with every new chain. Used as an async context manager; entering raises `manatee.coordination.Unreachable`
-    when ZooKeeper is not there within `arrival` seconds.
-    """
-
-    def __init__(
-        self,
-        zookeeper: str | ZooKeeper,
-        shard: str,
-        *,
-        on_change: Callable[[Chain], None] | None = None,
-        arrival: float = _ARRIVAL,
-    ) -> None:
-        from manatee.config import ZooKeeper
-
-        self._settings = ZooKeeper(servers=zookeeper) if isinstance(zookeeper, str) else zookeeper
-        self._root = shard if shard.startswith("/") else f"/manatee/{shard}"
-        self._on_change = on_change
-        self._arrival = arrival
-        self._chain: Chain | None = None
-        self._news = asyncio.Event()
-        self._look_again = asyncio.Event()
-        self._coordination: Coordination | None = None
-        self._follower: asyncio.Task[None] | None = None
-
-    @property
-    def chain(self) -> Chain | None:
-        """The shard as it was last known; None while nobody has set it up."""
-        return self._chain
-
-    async def changed(self, seen: Chain | None) -> Chain:
-        """The chain, as soon as it is another than `seen`. Waits for ever: put a deadline around it."""
-        while self._chain is None or self._chain == seen:
-            await self._news.wait()
-        return self._chain
-
-    async def __aenter__(self) -> Self:
-        import structlog
-
-        from manatee.coordination import Coordination
-
-        log = structlog.get_logger().bind(shard=self._root)
-        self._coordination = Coordination(self._settings, self._root, log, self._look_again.set)
-        try:
-            await self._coordination.start(within=self._arrival)
-            await self._look(self._coordination)
-        except BaseException:
-            await self._coordination.close()
-            raise
-        self._follower = asyncio.create_task(self._follow(self._coordination), name=f"topology of {self._root}")
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        if self._follower is not None:
-            self._follower.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._follower
-        if self._coordination is not None:
-            await self._coordination.close()
-
-    async def _follow(self, coordination: Coordination) -> None:
-        from manatee.coordination import CoordinationError
-
-        while True:
-            await self._look_again.wait()
-            try:
-                await self._look(coordination)
-            except CoordinationError:
-                # What was known stays known; the session's return is a change of its own.
-                await asyncio.sleep(_PAUSES[1])
-                self._look_again.set()
-
-    async def _look(self, coordination: Coordination) -> None:
-        self._look_again.clear()
-        view = await coordination.read()
-        if view.state is None:
-            return
-        chain = Chain.of(view.state)
-        if chain != self._chain:
-            self._chain = chain
-            # Whoever waits is woken once; who comes later waits for the next news.
-            self._news.set()
-            self._news.clear()
-            if self._on_change is not None:
-                self._on_change(chain)
-
-
-def read_chain(zookeeper: str, shard: str) -> Chain | None:
-    """For programs without an event loop: the shard as it is now, or None if nobody has set it up."""
-
-    async def read() -> Chain | None:
-        async with Topology(zookeeper, shard) as topology:
-            return topology.chain
-
-    return asyncio.run(read())
 
 
 async def connect_primary(topology: Topology, *, deadline: float = 30.0, **parameters: Any) -> Connection:
@@ -389,34 +202,3 @@ async def _refusal(connection: Connection) -> str | None:
     if row is None or row[0]:
         return "it is a standby"
     return "it is read-only" if row[1] != "off" else None
-
-
-async def within(connection: Connection, seconds: float, work: Coroutine[Any, Any, Result]) -> Result:
-    """Do `work` on a connection; raises TimeoutError after `seconds`, and the connection is cut then.
-
-    Cancelling psycopg instead would ask the server to cancel and wait for its answer, up to ten seconds more: a server
-    that hangs gives none.
-    """
-    task = asyncio.create_task(work)
-    try:
-        await asyncio.wait({task}, timeout=seconds)
-    except asyncio.CancelledError:
-        await _cut(connection, task)
-        raise
-    if task.done():
-        return task.result()
-    await _cut(connection, task)
-    raise TimeoutError
-
-
-async def _cut(connection: Connection, task: asyncio.Task[Any]) -> None:
-    """Shut the socket down under `task`, which ends it with an error."""
-    with contextlib.suppress(Exception), socket.socket(fileno=os.dup(connection.fileno())) as line:
-        line.shutdown(socket.SHUT_RDWR)
-    await asyncio.gather(task, return_exceptions=True)
-
-
-def first_line(error: BaseException) -> str:
-    """An error of libpq in one line, without the address, which whoever asked knows, and without what it says twice."""
-    line = str(error).strip().split("\n", 1)[0] or type(error).__name__
-    return _PREAMBLE.sub("", line)
