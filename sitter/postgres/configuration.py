@@ -137,6 +137,9 @@ class Wrong:
     source: str
     """Where the value in force comes from: a file, or PostgreSQL's word for it (`database`, `user`, ...)."""
 
+    def __str__(self) -> str:
+        return f"{self.name} is {self.found!r} by {self.source}, not {self.wanted!r}"
+
 
 def file(settings: Settings) -> Path:
     """Where the rendered configuration stands."""

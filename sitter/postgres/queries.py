@@ -117,6 +117,8 @@ class Facts:
     """`primary_conninfo`."""
     synchronous_commit: str = "on"
     """As new connections of ours find it."""
+    redo: Lsn | None = None
+    """Where recovery would begin, by the control file: it needs the WAL from there on."""
     gate_overridden: bool = False
     """ALTER ROLE or ALTER DATABASE sets `default_transaction_read_only` for us; what the server has is not seen."""
 
@@ -135,6 +137,7 @@ select pg_is_in_recovery() as in_recovery,
   case when not pg_is_in_recovery() then pg_walfile_name(pg_current_wal_flush_lsn()) end as walfile,
   (select greatest(c.timeline_id, r.min_recovery_end_timeline) from pg_control_checkpoint() c, pg_control_recovery() r)
     as control_timeline,
+  (select redo_lsn::text from pg_control_checkpoint()) as redo,
   current_setting('default_transaction_read_only')::bool as read_only,
   current_setting('synchronous_standby_names') as standby_names,
   current_setting('primary_conninfo') as upstream,
@@ -233,6 +236,7 @@ async def look(connection: Connection) -> Facts:
         standby_names=row["standby_names"],
         upstream=row["upstream"],
         synchronous_commit=row["synchronous_commit"],
+        redo=_lsn(row["redo"]),
         gate_overridden=row["gate_overridden"],
         started=row["started"],
         receiver=Receiver(**{**receiver, "latest_end": _lsn(receiver["latest_end"])}) if receiver else None,
@@ -258,7 +262,8 @@ async def open_connection(settings: Settings, *, timeout: float, application_nam
             dbname="postgres",
             application_name=application_name,
             connect_timeout=max(2, math.ceil(timeout)),
-            options="-c statement_timeout=0 -c lock_timeout=0 -c idle_in_transaction_session_timeout=0",
+            options="-c statement_timeout=0 -c lock_timeout=0 -c idle_in_transaction_session_timeout=0"
+            " -c search_path=pg_catalog",
             autocommit=True,
         )
     except psycopg.errors.ConnectionTimeout:
