@@ -28,7 +28,7 @@ chaos: prepare ## A shard under faults, and a checker of all it acknowledged (ro
 	@.venv/bin/python -m tests.chaos $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SEED),--seed $(SEED)) $(if $(FAULTS),--faults $(FAULTS)) $(ARGS)
 
 chaos-cases: prepare ## The named cases: one kind of trouble at a time, with what must come of it (root; ten minutes)
-	@MANATEE_CHAOS=cases .venv/bin/python -m pytest tests/chaos/test_cases.py $(ARGS)
+	@MANATEE_CHAOS=cases .venv/bin/python -m pytest tests/chaos $(ARGS)
 
 bench: prepare ## Measure: a decision, the outage of a failover, what an idle sitter costs
 	@.venv/bin/python -m bench.decide

@@ -23,6 +23,8 @@ class Broken:
     install: Callable[[], None]
     faults: str
     """Which of the faults it takes to see it."""
+    promises: frozenset[str]
+    """Of which one at least is found broken."""
 
 
 def asynchronous() -> None:
@@ -94,8 +96,15 @@ def credulous() -> None:
     vars(comparer)["compare"] = believe
 
 
+_LOST, _TWO = "no acknowledged write is lost", "at most one peer acknowledges writes"
+
 BROKEN: Mapping[str, Broken] = {
-    "asynchronous": Broken("commits wait for nobody", asynchronous, "kill-peer,isolate"),
-    "degrading": Broken("commits stop waiting when the sync is gone", degrading, "isolate"),
-    "credulous": Broken("data are followed without a comparison", credulous, "isolate,kill-peer"),
+    "asynchronous": Broken("commits wait for nobody", asynchronous, "isolate,stop-peer", frozenset({_LOST, _TWO})),
+    "degrading": Broken("commits stop waiting when the sync is gone", degrading, "isolate", frozenset({_LOST, _TWO})),
+    "credulous": Broken(
+        "data are followed without a comparison",
+        credulous,
+        "isolate,stop-peer",
+        frozenset({"no manual step", "all peers hold the same", _LOST}),
+    ),
 }

@@ -120,8 +120,8 @@ async def restoring(peer: LocalPeer, *, within: float) -> bool:
     """Wait until some data of a restore have arrived."""
     deadline = time.monotonic() + within
     while time.monotonic() < deadline:
-        restore = (await ask(peer, "/restore") or {}).get("restore")
-        if restore and any(isinstance(value, int) and value > 1_000_000 for value in restore.values()):
+        restore = (await ask(peer, "/restore") or {}).get("restore") or {}
+        if restore.get("state") == "running" and restore.get("bytes_done", 0) > 1_000_000:
             return True
         await asyncio.sleep(0.02)
     return False

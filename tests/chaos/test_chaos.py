@@ -1,0 +1,62 @@
+"""A short `make chaos`: random faults find nothing wrong with a healthy sitter, and what is broken on purpose is found.
+
+With SEED in the environment another schedule is played.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+import pytest
+
+from demo.postgresql import choose
+from tests.chaos import broken, rounds, slot
+from tests.chaos.faults import FAULTS
+from tests.chaos.history import Journal
+from tests.chaos.lab import FAKETIME, Lab, complete
+from tests.chaos.report import write_report
+from tests.chaos.rounds import Result, run, summary
+
+SEED = int(os.environ.get("SEED", "20260116"))
+_OBSTACLE = slot.obstacle()
+pytestmark = [
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(_OBSTACLE is not None, reason=f"NO CHAOS WAS RUN: {_OBSTACLE}"),
+]
+
+
+async def played(output: Path, faults: list[str], *, number: int, seconds: float, name: str | None = None) -> Result:
+    """What comes of some rounds; the timeline is printed, for the report of a failed test."""
+    journal = Journal(output / "events.jsonl", echo=True)
+    result = Result(SEED)
+    clocks = "clock-jump" in faults and FAKETIME.exists()
+    with slot.claimed() as taken:
+        lab = Lab(taken, journal, postgresql=choose(15), broken=name, clocks=clocks)
+        try:
+            async with complete(lab):
+                await run(lab, result, rounds=number, faults=faults, length=seconds)
+        finally:
+            if lab.peers:
+                write_report(output, lab, result)
+    assert slot.left(taken) == []
+    return result
+
+
+async def test_random_faults_break_no_promise(tmp_path: Path) -> None:
+    result = await played(tmp_path, list(FAULTS), number=2, seconds=35.0)
+    click.echo(f"seed {SEED}: {summary(result)}; the same again: make chaos ROUNDS=2 SEED={SEED} ARGS='--seconds 35'")
+    assert list(map(str, result.findings)) == []
+    assert result.struck.total() >= 8
+    assert any(each.acknowledged for each in result.operations)
+
+
+@pytest.mark.parametrize("name", broken.BROKEN)
+async def test_what_is_broken_on_purpose_is_found(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if name != "asynchronous" and os.environ.get("MANATEE_CHAOS") != "cases":
+        pytest.skip("one broken sitter is enough for every day: make chaos-cases")
+    monkeypatch.setattr(rounds, "SETTLE", 60.0)
+    result = await played(tmp_path, broken.BROKEN[name].faults.split(","), number=3, seconds=30.0, name=name)
+    assert result.findings != []
+    assert {finding.promise for finding in result.findings} & broken.BROKEN[name].promises
