@@ -101,11 +101,15 @@ def test_stop_and_refresh_have_a_timeout(daemon: str, name: str) -> None:
     assert 0 < seconds < 90
 
 
-@pytest.mark.parametrize(("name", "number"), [("stop", signal.SIGTERM), ("refresh", signal.SIGHUP)])
-def test_the_sitters_methods_signal_the_sitter_and_not_its_postgresql(
-    tmp_path: Path, name: str, number: signal.Signals
+@pytest.mark.parametrize(
+    ("daemon", "name", "number"),
+    [("sitter", "stop", signal.SIGTERM), *((daemon, "refresh", signal.SIGHUP) for daemon in DAEMONS)],
+)
+def test_methods_signal_the_daemon_and_not_what_it_runs(
+    tmp_path: Path, daemon: str, name: str, number: signal.Signals
 ) -> None:
-    """A backend that is ended while it waits for the sync would acknowledge what only one peer has."""
+    """A backend that is ended while it waits for the sync would acknowledge what only one peer has; a program that
+    sends a snapshot does not know SIGHUP."""
     svcprop = tmp_path / "svcprop"
     svcprop.write_text('#!/bin/sh\n[ "$1 $2 $3" = "-p restarter/start_pid svc:/test:default" ] && echo "$SITTER"\n')
     svcprop.chmod(0o755)
@@ -120,7 +124,7 @@ def test_the_sitters_methods_signal_the_sitter_and_not_its_postgresql(
                 "SITTER": str(sitter.pid),
             }
             # As svc.startd runs a method.
-            subprocess.run(["/bin/sh", "-c", f"exec {method('sitter', name)}"], env=environment, check=True, timeout=10)
+            subprocess.run(["/bin/sh", "-c", f"exec {method(daemon, name)}"], env=environment, check=True, timeout=10)
             assert sitter.wait(timeout=10) == -number
             assert postgresql.poll() is None
         finally:
