@@ -9,6 +9,7 @@ is going on can be read at any moment (`Restore.progress`).
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -182,8 +183,15 @@ class Restore:
         try:
             await stream.into(receiving.fd, arrived)
         except TargetBroken:
-            await receiving.complete()  # says why it takes no more
-            raise _TryFailed("the storage took no more bytes") from None
+            # A format that knows its own end is through before the stream is; else `complete` says what went wrong.
+            identity = await receiving.complete()
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            try:
+                await stream.into(nowhere, arrived)
+            finally:
+                os.close(nowhere)
+            await stream.check_complete()
+            return identity
         except TargetStalled as error:
             raise _TryFailed(f"the disk here: {error}") from None
         await stream.check_complete()

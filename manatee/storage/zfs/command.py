@@ -158,7 +158,7 @@ async def _get(options: Sequence[str], properties: Iterable[str], dataset: str) 
         except ZfsError as error:
             # What this ZFS is too old for is found out by asking for it.
             refused = re.search(r"invalid property '([^']+)'", str(error))
-            if refused is None or refused[1] in _unknown:
+            if refused is None or refused[1] not in asked.split(","):
                 raise
             _unknown.add(refused[1])
 
