@@ -19,6 +19,8 @@ from manatee.peerserver import NoToken, bearer, session
 from manatee.storage import Identity, Offer, pipe
 from manatee.tls import BadCertificate
 
+_PREPARING = 4
+"""Times the idle timeout: before it answers, a server takes the snapshot, and waits for its disks."""
 _ANSWER_LIMIT = 64 << 10
 _HEADER_LIMIT = 64 << 10
 """Bytes of one header: what a driver has to say to its other end."""
@@ -171,7 +173,7 @@ class Stream:
 
 
 class Source:
-    """A peer's backup server. Every answer has `backup.idle_timeout` to begin."""
+    """A peer's backup server. Every answer has `backup.idle_timeout` to begin, a snapshot some more."""
 
     def __init__(self, session: aiohttp.ClientSession, url: str, idle_timeout: float) -> None:
         self.idle_timeout = idle_timeout
@@ -181,7 +183,7 @@ class Source:
     @asynccontextmanager
     async def backup(self, wanted: Mapping[str, str]) -> AsyncIterator[Stream]:
         """Ask for a snapshot. The connection is closed when the context is left, and with it ends the sender."""
-        response = await self._get("/v2/backup", wanted)
+        response = await self._get("/v2/backup", wanted, within=_PREPARING * self.idle_timeout)
         try:
             if response.status != HTTPStatus.OK:
                 raise await self._refusal(response)
@@ -202,9 +204,11 @@ class Source:
         finally:
             response.close()
 
-    async def _get(self, path: str, query: Mapping[str, str] | None = None) -> aiohttp.ClientResponse:
+    async def _get(
+        self, path: str, query: Mapping[str, str] | None = None, *, within: float | None = None
+    ) -> aiohttp.ClientResponse:
         try:
-            async with asyncio.timeout(self.idle_timeout):
+            async with asyncio.timeout(within or self.idle_timeout):
                 return await self._session.get(self._url + path, params=query, allow_redirects=False)
         except TimeoutError:
             raise SourceFailed(f"{self._url} does not answer") from None

@@ -13,7 +13,6 @@ import asyncio
 import random
 import re
 import shutil
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -35,7 +34,7 @@ TRANSFER = 1.5
 """Seconds that an undisturbed transfer of the ballast takes, at least."""
 BALLAST = """
     CREATE TABLE ballast AS
-    SELECT number, (SELECT string_agg(decode(md5(random()::text || number), 'hex'), '') FROM generate_series(1, 60))
+    SELECT number, (SELECT string_agg(decode(md5(random()::text || part), 'hex'), '') FROM generate_series(1, 60) part)
     FROM generate_series(1, 20000) number
 """
 """Some 20 MB that do not compress."""
@@ -142,11 +141,10 @@ async def state_of(peer: LocalPeer) -> str:
 
 async def nothing_left(shard: LocalShard) -> None:
     """What a restore leaves behind goes soon after PostgreSQL runs."""
-    async with asyncio.timeout(PATIENCE):
-        while left := await asyncio.to_thread(lambda: [*orphans(shard), *processes(shard)]):
-            await asyncio.sleep(0.2)
-            orphaned = left
-    del orphaned
+    ends = time.monotonic() + PATIENCE
+    while left := await asyncio.to_thread(lambda: [*orphans(shard), *processes(shard)]):
+        assert time.monotonic() < ends, left
+        await asyncio.sleep(0.2)
 
 
 def orphans(shard: LocalShard) -> list[str]:
@@ -201,8 +199,8 @@ def main(storage: Storage, count: int, seed: int, network: str) -> None:
                 for peer in shard.peers:
                     for daemon in ("sitter", "backupserver"):
                         said = peer.log(daemon).read_text(errors="replace").splitlines()[-80:]
-                        print(f"--- {daemon} of {peer.ip}", *said, sep="\n", file=sys.stderr)
-                print(*orphans(shard), *processes(shard), sep="\n", file=sys.stderr)
+                        click.echo("\n".join([f"--- {daemon} of {peer.ip}", *said]), err=True)
+                click.echo("\n".join([*orphans(shard), *processes(shard)]), err=True)
                 raise
 
     asyncio.run(run())

@@ -13,6 +13,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, LiteralString
@@ -20,9 +21,11 @@ from typing import Any, LiteralString
 import psutil
 import psycopg
 
+from demo import zfs
 from demo.postgresql import Installation
-from manatee.config import Settings, load
+from manatee.config import Settings, Tls, load
 from manatee.lsn import Lsn
+from manatee.storage import open_storage
 
 TOKEN = "a-token-of-the-tests"
 _REPOSITORY = Path(__file__).parents[2]
@@ -54,7 +57,17 @@ async def eventually(condition: Callable[[], object], within: float = 20.0) -> N
 class Peer:
     """Settings, a directory, a PostgreSQL and a backup server, each when asked for."""
 
-    def __init__(self, sandbox: Sandbox, postgresql: Installation, **backup: float) -> None:
+    def __init__(
+        self,
+        sandbox: Sandbox,
+        postgresql: Installation,
+        *,
+        dataset: str | None = None,
+        tls: Tls | None = None,
+        **backup: float,
+    ) -> None:
+        self.dataset = dataset
+        self._tls = tls
         self.postgresql = postgresql
         self.ip = new_address()
         self.root = sandbox.root / self.ip
@@ -74,11 +87,14 @@ class Peer:
         token = self.root / "token"
         token.write_text(TOKEN + "\n")
         path = self.root / "manatee.toml"
+        in_zfs = f', driver = "zfs", dataset = "{self.dataset}"' if self.dataset else ""
+        files = self._tls.model_dump().items() if self._tls else ()
+        encrypted = "\n".join(["[tls]" if files else "", *(f'{key} = "{file}"' for key, file in files)])
         path.write_text(f"""
             shard.name = "test"
             peer = {{ip = "{self.ip}", zone_id = "{self.ip}", postgres_port = 5432, backup_port = 12345}}
             zookeeper.servers = "127.0.0.1:2181"
-            storage.directory = "{self.root}/db"
+            storage = {{directory = "{self.root}/db"{in_zfs}}}
             sitter.state_dir = "{self.root}/state"
             service = {{manager = "supervisor", supervisor_socket = "{self.root}/supervisor"}}
             [postgres]
@@ -88,6 +104,7 @@ class Peer:
             [backup]
             token_file = "{token}"
             {chr(10).join(f"{key} = {value}" for key, value in backup.items())}
+            {encrypted}
             """)
         return load(path)
 
@@ -187,12 +204,25 @@ class Peer:
         return (self.root / "server.log").read_text()
 
     def senders(self) -> list[psutil.Process]:
-        """The pg_basebackup processes against this peer."""
-        return [
-            process
-            for process in psutil.process_iter()
-            if "pg_basebackup" in (words := _words(process))[0] and f"--host={self.root}/socket" in words
-        ]
+        """The processes that send this peer's data."""
+
+        def sends(words: list[str]) -> bool:
+            if self.dataset is not None:
+                sending = words[0].endswith("zfs") and words[1:2] == ["send"]
+                return sending and any(word.startswith(f"{self.dataset}@") for word in words)
+            return "pg_basebackup" in words[0] and f"--host={self.root}/socket" in words
+
+        return [process for process in psutil.process_iter() if sends(_words(process))]
+
+    def beside(self) -> list[str]:
+        """What a restore has left beside the data, isolated data and holds included; empty when all is as it was."""
+        if self.dataset is None:
+            return sorted(self.names - {"data"})
+        parent = self.dataset.rpartition("/")[0]
+        names = zfs.run("zfs", "list", "-H", "-r", "-t", "filesystem,snapshot", "-o", "name,userrefs", parent)
+        found = [line.split() for line in names.splitlines()]
+        left = [name for name, _ in found if name.partition("@")[0] not in (parent, self.dataset, f"{parent}/isolated")]
+        return left + [f"{name} is held" for name, holds in found if holds not in "-0"]
 
     def streams(self) -> int:
         """How many snapshots its backup server says it is sending."""
@@ -234,13 +264,19 @@ class Sandbox:
             self.as_user = {"user": user, "group": pwd.getpwnam(user).pw_gid, "extra_groups": []}
         self._peers: list[Peer] = []
 
-    def peer(self, postgresql: Installation, **backup: float) -> Peer:
-        peer = Peer(self, postgresql, **backup)
+    def peer(
+        self, postgresql: Installation, *, dataset: str | None = None, tls: Tls | None = None, **backup: float
+    ) -> Peer:
+        """Its backup server's settings are `backup`; its data are in ZFS if it has a dataset."""
+        peer = Peer(self, postgresql, dataset=dataset, tls=tls, **backup)
         self._peers.append(peer)
         return peer
 
     def initialize(self, peer: Peer) -> None:
         """A new database: the template of the version is copied."""
+        if peer.dataset is not None:
+            with ThreadPoolExecutor(1) as elsewhere:  # a loop may run here
+                elsewhere.submit(asyncio.run, open_storage(peer.settings).prepare()).result()
         shutil.copytree(self.template(peer.postgresql), peer.data, symlinks=True)
         self.give(peer.data, deep=True)
 
@@ -271,8 +307,8 @@ _number = itertools.count()
 
 
 @contextmanager
-def opened(directory: Path, user: str | None) -> Iterator[Sandbox]:
-    """A sandbox below `directory`, for as long as the block lasts."""
+def opened(directory: Path, user: str | None, *, remove: bool = True) -> Iterator[Sandbox]:
+    """A sandbox below `directory`, for as long as the block lasts; with `remove` false its files go with others'."""
     root = directory / "backup" / str(next(_number))
     root.mkdir(parents=True)
     sandbox = Sandbox(root, user)
@@ -280,4 +316,5 @@ def opened(directory: Path, user: str | None) -> Iterator[Sandbox]:
         yield sandbox
     finally:
         sandbox.end()
-        shutil.rmtree(root)
+        if remove:
+            shutil.rmtree(root)
