@@ -91,7 +91,7 @@ async def _look(target: Target, shard: Coordination) -> _Picture:
     if view.state is None:
         view = replace(view, state=next((entry.state for entry in reversed(history) if entry.state), None))
     held = await ask(view, target)
-    seen = await observe(one.peer for one in held)
+    seen = await observe((one.peer for one in held), target.own_settings)
     check_stuck(view, held, seen)
     return _Picture(view, history, held, candidates(view, held))
 

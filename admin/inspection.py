@@ -43,7 +43,7 @@ async def inspect(target: Target, shard: Coordination, *, thorough: bool = False
     if view.state is None and view.state_problem is None:
         raise Failed(stateless(target.name, await ask(view, target)))
     state = state_of(target, view)
-    found = Inspection(view, state, await observe(asked(state)))
+    found = Inspection(view, state, await observe(asked(state), target.own_settings))
     if not thorough and not found.problems:
         return found
     return Inspection(view, state, found.seen, await ask(view, target))

@@ -52,7 +52,8 @@ def unfreeze(target: Target) -> None:
 @command("reap")
 @click.option("-n", "--zonename", "name", metavar="NAME", help="The peer: zone name, label or id.")
 @click.option("-i", "--ip", metavar="IP", help="The peer, by its address.")
-def reap(target: Target, name: str | None, ip: str | None) -> None:
+@click.option("--force", is_flag=True, help="Also one that is connected: it joins again with the data that it has.")
+def reap(target: Target, name: str | None, ip: str | None, force: bool) -> None:
     """Take a deposed peer that is gone for good off the deposed list; the local one (-c) if none is named.
 
     Only for a peer that will never be back: one that is to come back needs `manatee-adm rebuild` there. Its data,
@@ -67,7 +68,7 @@ def reap(target: Target, name: str | None, ip: str | None) -> None:
     async def work() -> ClusterState:
         async with opened(target) as shard:
             before = state_of(target, await shard.read())
-            await amend(target, shard, lambda state, view: requests.reap(state, view.active, wanted))
+            await amend(target, shard, lambda state, view: requests.reap(state, view.active, wanted, force=force))
             return before
 
     peer = requests.find_peer(run(work()), wanted)
@@ -112,7 +113,7 @@ async def _promote(target: Target, name: str, role: str, async_index: int | None
         state = state_of(target, view)
         requests.promote(state, view.active, name, role=role, async_index=async_index, now=time.time())
         if not yes:
-            _confirm(state, await observe(state.assigned), name, role)
+            _confirm(state, await observe(state.assigned, target.own_settings), name, role)
         asked = await amend(
             target,
             shard,

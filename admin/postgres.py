@@ -10,8 +10,10 @@ from typing import Any
 import psycopg
 
 from admin.observed import Observed, Walsender
+from manatee import link
 from manatee.address import postgres_address
 from manatee.cluster import Peer
+from manatee.config import Settings
 from manatee.lsn import Lsn
 from manatee.querying import first_line, within
 
@@ -34,19 +36,32 @@ _LAG = """
 """
 
 
-async def observe(peers: Iterable[Peer], *, deadline: float = DEADLINE) -> dict[str, Observed]:
-    """What each peer's PostgreSQL says, by the peer's id; one that cannot be asked is an `Observed` with the error."""
+async def observe(
+    peers: Iterable[Peer], settings: Settings | None = None, *, deadline: float = DEADLINE
+) -> dict[str, Observed]:
+    """What each peer's PostgreSQL says, by the peer's id; one that cannot be asked is an `Observed` with the error.
+
+    With the `settings` of a peer of the same shard they are asked as the peers ask each other, by the role and with the
+    encryption that are set there; without, as the user whom ZooKeeper names.
+    """
     asked = list(peers)
-    answers = await asyncio.gather(*(_observe(peer, deadline) for peer in asked))
+    answers = await asyncio.gather(*(_observe(peer, settings, deadline) for peer in asked))
     return {peer.id: answer for peer, answer in zip(asked, answers, strict=True)}
 
 
-async def _observe(peer: Peer, deadline: float) -> Observed:
+def _parameters(peer: Peer, settings: Settings | None) -> dict[str, Any]:
+    """How to connect. Raises ValueError for an address that is none."""
+    if settings is None or (settings.postgres.replication_user is None and settings.tls is None):
+        return postgres_address(peer.pg_url).parameters
+    return {**link.parameters(settings, peer), "dbname": "postgres"}
+
+
+async def _observe(peer: Peer, settings: Settings | None, deadline: float) -> Observed:
     ends = time.monotonic() + deadline
     try:
         async with asyncio.timeout(deadline):
             connection = await psycopg.AsyncConnection.connect(
-                **postgres_address(peer.pg_url).parameters,
+                **_parameters(peer, settings),
                 autocommit=True,
                 application_name="manatee-adm",
                 target_session_attrs="any",  # whatever PGTARGETSESSIONATTRS says

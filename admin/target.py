@@ -44,6 +44,11 @@ class Target:
     """Of the local peer, if a settings file was named."""
 
     @property
+    def own_settings(self) -> Settings | None:
+        """The settings of a peer of this very shard, if they were named."""
+        return self.settings if self.settings and self.settings.shard.root == self.root else None
+
+    @property
     def addresses(self) -> str:
         """ZooKeeper's addresses as people write them: the default port left out."""
         return ",".join(server.removesuffix(f":{DEFAULT_PORT}") for server in self.zookeeper.servers.split(","))

@@ -26,6 +26,7 @@ from manatee.watched import together
 from sitter.postgres import access, versions
 from sitter.postgres.account import Account, remove_durably, write_at_once, write_durably
 from sitter.postgres.controldata import FLOORS, ControlData
+from sitter.postgres.errors import PostgresError
 from sitter.postgres.tools import run_tool
 from sitter.postgres.versions import of_data
 
@@ -176,12 +177,16 @@ async def foundation(
     """The settings that hold from one start to the next: where the server is, what never changes, what is the least.
 
     For a standby `control` is its control file, whose values count where they are greater than the operator's; None for
-    a primary. `version` is the programs' major version. Raises ToolFailed if the operator's file cannot be used.
+    a primary. `version` is the programs' major version. Raises ToolFailed if the operator's file cannot be used,
+    PostgresError if these programs cannot do what the settings ask for.
     """
-    names = ("wal_level", *{**FLOORS, **_AT_LEAST})
+    names = ("wal_level", *(("ssl_library",) if settings.tls else ()), *{**FLOORS, **_AT_LEAST})
     given = settings.postgres.config_file
     found = await _values(settings, given.absolute() if given else None, names, timeout=timeout)
     base = dict(zip(names, found, strict=True))
+    if not base.get("ssl_library", "not asked"):
+        where = settings.postgres.bin_dir
+        raise PostgresError(f"[tls] is set, and the PostgreSQL in postgres.bin_dir = '{where}' was built without TLS")
     least: dict[str, int] = dict(_AT_LEAST)
     for name, value in (control.floors if control else {}).items():
         least[name] = max(least.get(name, 0), value)
