@@ -137,8 +137,11 @@ class Observer:
         return self._confirmed if self._confirmed is link else None
 
     def _streaming(self, facts: Facts | None, upstream: Peer | None) -> bool:
-        """It streams from its upstream, or did from this or another until a moment ago."""
-        if facts is None or upstream is None:
+        """It streams from its upstream, or did from this or another until a moment ago.
+
+        One that dies again and again, of a full disk for one, streams for a moment every time: nobody may rely on it.
+        """
+        if facts is None or upstream is None or self._transitions.failures.flapping:
             return False
         now, receiver = time.monotonic(), facts.receiver
         heard = receiver and receiver.status == "streaming" and (receiver.silent or 0.0) < SILENCE

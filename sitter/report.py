@@ -13,6 +13,7 @@ from manatee.config import Settings
 from manatee.coordination import Coordination
 from manatee.lsn import Lsn
 from sitter.comparer import Comparer
+from sitter.failures import Failure
 from sitter.postgres.queries import Facts
 from sitter.postgres.upkeep import Upkeep
 from sitter.postgres.watch import Watch
@@ -59,6 +60,10 @@ class Report:
     """How often PostgreSQL was restarted after it had died."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """How PostgreSQL's settings stand to what it was told, and the slots that it keeps (`Upkeep.document`)."""
+    failures: Mapping[str, int] = field(default_factory=dict)
+    """By cause: how often it has died, or could not be started."""
+    failing: str | None = None
+    """The cause of the trouble that it is in, or was in until a moment ago."""
     restore: Mapping[str, Any] | None = None
     """The running or last restore."""
     document: Mapping[str, Any] = field(default_factory=dict)
@@ -71,7 +76,7 @@ def report(sources: Sources) -> Report:
     # Not by the decision: a sitter that refuses what ZooKeeper holds leaves a primary as it is.
     primary = isinstance(sources.transitions.wanted, Primary)
     healthy = sources.watch.healthy
-    restore = sources.transitions.restore
+    restore, failure = sources.transitions.restore, sources.transitions.failures.lasting
     now = Report(
         role=decision.role if decision else None,
         generation=decision.memory.generation if decision else 0,
@@ -85,6 +90,8 @@ def report(sources: Sources) -> Report:
         downstream_lag_bytes=_downstream(view, sources.watch),
         restarts=sources.transitions.restarts,
         settings=sources.upkeep.document(),
+        failures=dict(sources.transitions.failures.counts),
+        failing=failure.cause if failure else None,
         restore=restore.document() if restore else None,
     )
     return replace(now, document=_document(now, sources))
@@ -140,6 +147,8 @@ def _document(now: Report, sources: Sources) -> dict[str, Any]:
             "doing": transitions.doing,
             "problem": transitions.problem or sources.watch.problem or _not_streaming(sources),
             "restarts": transitions.restarts,
+            "failure": _failure(transitions.failures.lasting),
+            "failures": dict(now.failures),
             "identifier": view.database.identifier if view else None,
             "end": _written(sources.watch.facts.flush if sources.watch.facts else None),
             "timeline": sources.watch.facts.timeline if sources.watch.facts else None,
@@ -186,6 +195,13 @@ def _not_streaming(sources: Sources) -> str | None:
     if upstream is None or view is None or view.database.streaming or not sources.watch.healthy:
         return None
     return f"not streaming from {upstream.label}: {sources.transitions.last_words}"
+
+
+def _failure(failure: Failure | None) -> dict[str, Any] | None:
+    """Why PostgreSQL is down, or was until a moment ago."""
+    if failure is None:
+        return None
+    return {"cause": failure.cause, "detail": failure.detail, "time": written_time(failure.at)}
 
 
 def _written(position: Lsn | None) -> str | None:

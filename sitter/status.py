@@ -13,6 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from manatee.cluster import Role
+from sitter.postgres.causes import CAUSES
 from sitter.report import Report
 
 CHECKS: dict[str, tuple[str, Callable[[Report], bool]]] = {
@@ -116,3 +117,14 @@ class _Metrics:
         yield CounterMetricFamily(
             "manatee_postgres_restarts", "Restarts of PostgreSQL after it had died.", value=float(now.restarts)
         )
+        failures = CounterMetricFamily(
+            "manatee_postgres_failures", "Times that PostgreSQL died or could not be started.", labels=["cause"]
+        )
+        failing = GaugeMetricFamily(
+            "manatee_postgres_failing", "PostgreSQL is down for this cause, or was a moment ago.", labels=["cause"]
+        )
+        for cause in CAUSES:
+            failures.add_metric([cause], float(now.failures.get(cause, 0)))
+            failing.add_metric([cause], float(now.failing == cause))
+        yield failures
+        yield failing

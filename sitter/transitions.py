@@ -169,8 +169,10 @@ class Transitions:
             return  # what is wanted is brought about again: by these settings, whom we follow may be written otherwise
         self.restarts += 1
         if not self._server.exited.is_set():
-            self.failures.failed(causes.HUNG, self._watch.problem or "no answer")
-            self._log.error("PostgreSQL does not answer: ending it", problem=self._watch.problem)
+            said = self._watch.problem or "no answer"
+            cause = causes.cause_of(said)
+            self.failures.failed(causes.HUNG if cause == causes.OTHER else cause, said)
+            self._log.error("PostgreSQL does not answer: ending it", problem=said)
             await self._server.stop("immediate")
         else:
             said = await self._server.obituary()
@@ -368,7 +370,7 @@ class Transitions:
         begun = looked = time.monotonic()
         while not await self._watch.answers():
             if self._server.exited.is_set():
-                raise PostgresError(f"PostgreSQL ended while it was starting: {self._server.last_words}")
+                raise PostgresError(f"PostgreSQL ended while it was starting: {await self._server.obituary()}")
             if self._server.standby and time.monotonic() - looked > OUTGROWN_INTERVAL:
                 looked = time.monotonic()
                 if outgrown := await self._server.outgrown():

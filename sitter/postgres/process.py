@@ -41,6 +41,9 @@ LAST_LINES = 20
 IMMEDIATE_GRACE = 6.0
 """Seconds an immediate shutdown may take: the postmaster itself kills slow backends after 5."""
 
+_COURTESY = re.compile(r"(LOG|HINT): .*(starting|listening|shut down)|FATAL:  the database system is ")
+_GRAVE = re.compile(r"(FATAL|PANIC|ERROR): ")
+
 SHARED_MEMORY = "pre-existing shared memory block"
 """What a postmaster says while backends of its predecessor are still attached."""
 
@@ -167,6 +170,7 @@ class Postmaster:
             await self.exit(timeout)
         if self.running:
             self._signal(signal.SIGQUIT)
+            self._signal(signal.SIGCONT)  # one that was stopped would do nothing about it
             await self.exit(IMMEDIATE_GRACE if mode == "fast" else min(timeout, IMMEDIATE_GRACE))
         if self.running:
             self._log.error("PostgreSQL does not stop, killing it", pid=self.pid)
@@ -287,8 +291,8 @@ class Postmaster:
         return self._last_words()
 
     def _last_words(self) -> str:
-        """What the server said last that was a complaint, or all that it said last."""
-        complaints = [
-            line for line in self.last_lines if not re.search(r"(LOG|HINT): .*(starting|listening|shut down)", line)
-        ]
-        return " | ".join(complaints[-4:]) or "it said nothing"
+        """What it died of, if it said so, and its last complaints; not what it told those whom it turned away."""
+        lines = [line for line in self.last_lines if not _COURTESY.search(line)]
+        grave = [line for line in lines if _GRAVE.search(line)]
+        last = lines[-4:]
+        return " | ".join([*(line for line in grave[-3:] if line not in last), *last]) or "it said nothing"

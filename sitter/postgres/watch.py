@@ -40,7 +40,9 @@ class Watch:
         self.problem: str | None = None
         """Why the last look failed."""
         self.hung = asyncio.Event()
-        """PostgreSQL runs, but has not answered within `postgres.health_timeout`."""
+        """PostgreSQL runs, but has not answered within `postgres.health_timeout`, or has let nobody in for twice that
+        (which counts once it has been up: recovery may take hours)."""
+        self._refused_since: float | None = None
         self.identifier: str | None = None
         """The system identifier of the database on disk; None if there is none, or it is not identified."""
         self.unidentified: str | None = "it has not been looked at yet"
@@ -102,18 +104,23 @@ class Watch:
             await self._identify()
             if not self._server.running:
                 self._drop()
-                self.facts, self.problem = None, None
+                self.facts, self.problem, self._refused_since = None, None, None
                 self.hung.clear()
                 return
             self.facts = await self._quick_look() or await self._fresh_look()
-            self.problem = None
+            self.problem, self._refused_since = None, None
             self.hung.clear()
         except Hung as error:
             self.facts, self.problem = None, str(error)
             self.hung.set()
         except (PostgresError, OSError) as error:
             self.facts, self.problem = None, str(error)
-            self.hung.clear()
+            now = time.monotonic()
+            self._refused_since = self._refused_since or now
+            if now - self._refused_since > 2 * self._settings.postgres.health_timeout:
+                self.hung.set()
+            else:
+                self.hung.clear()
             if self.identifier is None and self.unidentified is not None:
                 self.unidentified = self.problem
 
