@@ -5,7 +5,8 @@ Read-only, without credentials, and without secrets: it answers from the daemon'
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry, generate_latest
@@ -77,6 +78,20 @@ class StatusServer:
         return web.Response(body=generate_latest(self._registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
+def _restoring(restore: Mapping[str, Any]) -> Iterator[Metric]:
+    """Of the running or last restore; nothing of bytes before there was one."""
+    running = restore.get("state") in ("running", "waiting")
+    yield GaugeMetricFamily("manatee_restoring", "A restore is under way.", value=float(running))
+    for name, what, key in (
+        ("manatee_restore_attempt", "Of the running or last restore.", "attempt"),
+        ("manatee_restore_bytes", "Bytes of the snapshot that have come.", "bytes_done"),
+        ("manatee_restore_expected_bytes", "Bytes that it has, by the sender's estimate.", "bytes_total"),
+        ("manatee_restore_bytes_per_second", "How fast they have been coming lately.", "bytes_per_second"),
+    ):
+        if restore.get(key) is not None:
+            yield GaugeMetricFamily(name, what, value=float(restore[key]))
+
+
 class _Metrics:
     """The report in Prometheus' terms, made when it is scraped."""
 
@@ -101,6 +116,7 @@ class _Metrics:
         ):
             if value is not None:
                 yield GaugeMetricFamily(name, what, value=float(value))
+        yield from _restoring(now.restore or {})
         downstream = GaugeMetricFamily(
             "manatee_downstream_lag_bytes", "WAL that a peer streaming from here has not flushed.", labels=["peer"]
         )
