@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import struct
 import threading
 from collections.abc import Callable
@@ -66,9 +67,16 @@ def check_layout(data_dir: Path) -> None:
 
 
 def remove_leftovers(data_dir: Path) -> None:
-    """Take away what belonged to the server the data came from; `backup_label` stays, recovery begins with it."""
+    """Take away what belonged to the server the data came from; `backup_label` stays, recovery begins with it.
+
+    Its replication slots, too, which a snapshot of the files brings along: they are promises to that server's own
+    downstreams, and nobody would ever move them on here.
+    """
     for name in LEFTOVERS:
         (data_dir / name).unlink(missing_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        for slot in (data_dir / "pg_replslot").iterdir():
+            shutil.rmtree(slot)
 
 
 def make_durable(directory: Path, given_up: threading.Event) -> None:
