@@ -74,3 +74,20 @@ async def test_metrics_name_the_role_and_the_lag(get: Get) -> None:
 async def test_what_is_unknown_is_not_a_metric(get: Get) -> None:
     Told.report = Report()
     assert "manatee_replication_lag" not in (await get("/metrics"))[1]
+
+
+async def test_metrics_show_how_far_a_restore_is(get: Get) -> None:
+    _, text = await get("/metrics")
+    assert "manatee_restoring 0.0" in text
+    assert "manatee_restore_bytes" not in text
+    restore = {"state": "running", "attempt": 2, "bytes_done": 5, "bytes_total": 10, "bytes_per_second": None}
+    Told.report = replace(HEALTHY, restore=restore)
+    _, text = await get("/metrics")
+    for line in (
+        "manatee_restoring 1.0",
+        "manatee_restore_attempt 2.0",
+        "manatee_restore_bytes 5.0",
+        "manatee_restore_expected_bytes 10.0",
+    ):
+        assert line in text
+    assert "manatee_restore_bytes_per_second" not in text
