@@ -59,6 +59,15 @@ def pool(directory: Path, *, size: int = SIZE) -> Iterator[str]:
             file.unlink(missing_ok=True)
 
 
+def missing() -> str | None:
+    """Why there is no ZFS to be had here; None if there is."""
+    try:
+        with _reachable():
+            return None
+    except NoZfs as error:
+        return str(error)
+
+
 def create(dataset: str) -> None:
     """A dataset that holds others and no files: it is not mounted. Raises ZfsFailed."""
     run("zfs", "create", "-o", "canmount=off", "-o", "mountpoint=none", dataset)

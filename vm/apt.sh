@@ -23,13 +23,11 @@ sources() {
 
 # make_root DIRECTORY PACKAGES [MMDEBSTRAP OPTION...]
 make_root() {
-    local root=$1 packages=$2 settings
+    local root=$1 packages=$2 settings=$1.apt.conf
     shift 2
-    settings=$(mktemp)
     apt-config dump Acquire > "$settings" # proxies and the like
     sources | softly mmdebstrap --quiet --mode=root --variant=apt --aptopt="$settings" --include="$packages" \
         --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
         --dpkgopt='path-exclude=/usr/share/info/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
         "$@" $release "$root" -
-    rm "$settings"
 }

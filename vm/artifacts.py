@@ -99,7 +99,7 @@ async def _run(artifact: Artifact, work: Path, screen: Screen) -> None:
         with screen.waiting(f"building {artifact.name}") as show:
             while not ended.done():
                 await asyncio.wait([ended], timeout=0.5)
-                show((_lines(log) or [""])[-1][:80])
+                show(_lines(log)[-1][:80] if _lines(log) else "")
     finally:
         await script.kill()
         await ended

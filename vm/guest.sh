@@ -3,6 +3,8 @@
 # status over the second serial line, and end. As the first process it also reaps what nobody else waits for.
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8 TERM=dumb
 export PYTHONPATH=/python:/checkout PYTHONUNBUFFERED=1
+# Emulated: tests that wait for whole shards multiply their patience.
+export MANATEE_SLOWNESS=8
 
 end() { echo "$1" > /dev/ttyS1; echo 0 > /proc/sys/kernel/printk; sync; echo b > /proc/sysrq-trigger; sleep 60; }
 trap 'end 1' EXIT

@@ -6,6 +6,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 root=$1/root out=$2
 . "$here/apt.sh"
 
+echo "installing packages"
 make_root "$root" \
     zfsutils-linux,python3-pyzfs,python3,postgresql-15,libzookeeper-java,libslf4j-java,default-jre-headless,mount,procps,iproute2 \
     --setup-hook='printf "Package: src:zfs-linux\nPin: release n='$release'-backports\nPin-Priority: 900\n" \
@@ -16,4 +17,5 @@ make_root "$root" \
 rm -rf "$root"/usr/lib/x86_64-linux-gnu/libLLVM* "$root"/usr/lib/postgresql/15/lib/{llvmjit*,bitcode} \
     "$root"/etc/apt "$root"/var/lib/apt "$root"/var/cache "$root"/usr/share/maven-repo "$root"/usr/share/i18n
 # Under emulation, quick to unpack is worth more than small.
+echo "packing"
 softly mksquashfs "$root" "$out/root.squashfs" -comp lz4 -quiet -no-progress -noappend

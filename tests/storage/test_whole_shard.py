@@ -1,0 +1,143 @@
+"""A whole shard of which every peer has a ZFS dataset of its own: bootstrap, takeover, full and incremental rebuild.
+
+It runs on what ZFS the machine has: zfs-fuse, or the kernel's in the virtual machine of `make test-zfs`, which is so
+slow that it says how much more patience it takes (MANATEE_SLOWNESS).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+from collections.abc import AsyncIterator
+
+import pytest
+
+from demo import zfs
+from demo.shard import LocalPeer, LocalShard, Seen
+from demo.writer import Writer
+from manatee.client import Topology, connect_primary
+from tests.shard.conftest import adm, ask, primary_of
+
+SLOWNESS = float(os.environ.get("MANATEE_SLOWNESS", "1"))
+PATIENCE = 120.0 * SLOWNESS
+"""Seconds for each step of the story."""
+CALM = {
+    "zookeeper": {"request_timeout": 5.0 * SLOWNESS},
+    "postgres": dict.fromkeys(("query_timeout", "health_timeout", "handover_timeout", "seal_timeout"), 5.0 * SLOWNESS),
+}
+NETWORK = "127.23.1"
+BALLAST = """
+    CREATE TABLE ballast AS
+    SELECT row, (SELECT string_agg(decode(md5(row || '.' || piece), 'hex'), '') FROM generate_series(1, 60) piece)
+    FROM generate_series(1, 16000) row
+"""
+"""16 MB that do not compress."""
+
+
+@pytest.fixture
+def needs_zfs() -> None:
+    if missing := zfs.missing():
+        pytest.skip(missing)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(10 * PATIENCE)
+async def test_bootstrap_takeover_and_rebuild(needs_zfs: None) -> None:
+    shard = LocalShard(
+        [f"{NETWORK}.{number}" for number in (2, 3, 4)],
+        name="zfs",
+        zookeeper=(f"{NETWORK}.1", 2181),
+        storage="zfs",
+        session_timeout=min(4.0 * SLOWNESS, 30.0),
+        overrides=CALM,
+    )
+    async with shard, told(shard):
+        first = await complete(shard)
+        primary = primary_of(shard, first)
+        assert first.state is not None
+        for peer in map(shard.peer, (each.id for each in first.state.assigned[1:])):
+            assert in_common(shard, peer, *shard.peers), f"{peer.ip} has no snapshot that another peer has, too"
+
+        async with writing(shard) as writer:
+            await acknowledges(writer)
+            await fill(shard)
+            await shard.kill_peer(primary)
+            await shard.wait_for(
+                lambda seen: seen.state and seen.state.primary.id != primary.id, timeout=PATIENCE, what="a takeover"
+            )
+            await acknowledges(writer)
+            assert await writer.missing() == []
+
+            await shard.start_peer(primary)
+            whole = await rebuilt(shard, primary, "--full")
+            await acknowledges(writer)
+            increment = await rebuilt(shard, primary)
+            assert increment < whole / 4, f"{increment} bytes of an increment, {whole} of the whole"
+            assert await writer.missing() == []
+        await complete(shard)
+
+
+@contextlib.asynccontextmanager
+async def told(shard: LocalShard) -> AsyncIterator[None]:
+    """When something fails: what the daemons said, which goes with the shard."""
+    try:
+        yield
+    except BaseException:
+        sys.stdout.write("\n".join(shard.last_words) + "\n" + zfs.run("zfs", "list", "-t", "all"))
+        raise
+
+
+async def complete(shard: LocalShard) -> Seen:
+    return await shard.wait_for(lambda seen: seen.complete(3), timeout=2 * PATIENCE, what="a complete shard")
+
+
+@contextlib.asynccontextmanager
+async def writing(shard: LocalShard) -> AsyncIterator[Writer]:
+    async with Topology(shard.zookeeper.servers, shard.name) as topology:
+        writer = Writer(topology)
+        task = asyncio.create_task(writer.run())
+        try:
+            yield writer
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+async def acknowledges(writer: Writer) -> None:
+    """Some more writes."""
+    wanted = len(writer.acknowledged) + 5
+    async with asyncio.timeout(PATIENCE):
+        while len(writer.acknowledged) < wanted:
+            await asyncio.sleep(0.1)
+
+
+async def fill(shard: LocalShard) -> None:
+    async with Topology(shard.zookeeper.servers, shard.name) as topology:
+        connection = await connect_primary(topology)
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await connection.execute(BALLAST)
+        finally:
+            await connection.close()
+
+
+async def rebuilt(shard: LocalShard, peer: LocalPeer, *how: str) -> int:
+    """Rebuild a peer as an operator does; how many bytes came."""
+    async with asyncio.timeout(2 * PATIENCE):
+        await adm("-c", str(peer.settings_file), "rebuild", "-y", *how)
+    await complete(shard)
+    _, answer = await ask(peer, "/restore")
+    assert answer["restore"]["state"] == "done"
+    return int(answer["restore"]["bytes_done"])
+
+
+def guids(shard: LocalShard, peer: LocalPeer) -> set[str]:
+    """Of the snapshots of the peer's live dataset."""
+    listed = zfs.run("zfs", "list", "-H", "-r", "-t", "snapshot", "-o", "name", shard.dataset(peer.number))
+    return {zfs.run("zfs", "get", "-H", "-p", "-o", "value", "guid", name).strip() for name in listed.split()}
+
+
+def in_common(shard: LocalShard, peer: LocalPeer, *others: LocalPeer) -> bool:
+    return any(guids(shard, peer) & guids(shard, other) for other in others if other != peer)
