@@ -40,6 +40,7 @@ class Display:
                 progress.DownloadColumn(binary_units=True),
                 progress.TransferSpeedColumn(),
                 progress.TimeElapsedColumn(),
+                progress.TimeRemainingColumn(),
                 console=console,
                 transient=True,
             )
@@ -64,6 +65,6 @@ class Display:
         moment = time.monotonic()
         news = now.text != self._text
         if news or (now.done != self._done and moment - self._printed >= EVERY):
-            size = f": {amount(now.done, now.total)}" if now.done else ""
+            size = f": {amount(now.done, now.total, now.rate, now.left)}" if now.done else ""
             click.echo(f"{now.text}{size}")
             self._text, self._done, self._printed = now.text, now.done, moment

@@ -118,6 +118,10 @@ class Judgement:
     done: int = 0
     """Bytes."""
     total: int | None = None
+    rate: int | None = None
+    """Bytes per second, lately."""
+    left: float | None = None
+    """Seconds."""
 
 
 def judge(look: Look, me: Peer) -> Judgement:
@@ -157,17 +161,24 @@ def _restoring(restore: Mapping[str, Any]) -> Judgement | None:
             )
         case "running":
             where = f"restoring from {source}" if source else "looking for a peer to restore from"
-            return Judgement("going on", where, done, total)
+            return Judgement(
+                "going on", where, done, total, restore.get("bytes_per_second"), restore.get("seconds_left")
+            )
     return None
 
 
-def amount(done: int, total: int | None) -> str:
-    """Bytes as people read them.
+def amount(done: int, total: int | None, rate: int | None = None, left: float | None = None) -> str:
+    """Bytes as people read them, with the bytes and the seconds that matter.
 
     >>> amount(1_500_000, 3_000_000), amount(20_000_000, None)
     ('1.4 of 2.9 MiB (50 %)', '19.1 MiB')
+    >>> amount(1_500_000, 3_000_000, 12_000, 125.0)
+    '1.4 of 2.9 MiB (50 %), 0.0 MiB/s, 2m05s left'
     """
     mib = 1 << 20
+    pace = f", {rate / mib:.1f} MiB/s" if rate is not None else ""
+    if left is not None:
+        pace += f", {int(left) // 60}m{int(left) % 60:02}s left"
     if not total:
-        return f"{done / mib:.1f} MiB"
-    return f"{done / mib:.1f} of {total / mib:.1f} MiB ({100 * min(done, total) // total} %)"
+        return f"{done / mib:.1f} MiB{pace}"
+    return f"{done / mib:.1f} of {total / mib:.1f} MiB ({100 * min(done, total) // total} %){pace}"

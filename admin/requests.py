@@ -44,20 +44,20 @@ def undeposed(state: ClusterState, peer_id: str) -> ClusterState | None:
     return state.replace(deposed=[peer for peer in state.deposed if peer.id != peer_id])
 
 
-def reap(state: ClusterState, active: Sequence[Active], name: str) -> ClusterState:
+def reap(state: ClusterState, active: Sequence[Active], name: str, *, force: bool = False) -> ClusterState:
     """The state without a deposed peer that is gone for good, called by zone name, label, id or address.
 
-    Refused while the peer is connected: it is not gone, and comes off the list by `rebuild`, or by itself. Any other
-    peer than a deposed one leaves the state by itself when it is absent.
+    Refused while the peer is connected, unless forced: it is not gone, and comes off the list by `rebuild`, or by
+    itself. Any other peer than a deposed one leaves the state by itself when it is absent.
     """
     peer = find_peer(state, name)
     if state.role_of(peer.id) is not Role.DEPOSED:
         held = _the(state.role_of(peer.id), _index(state, peer))
         raise Refused(f"{peer.label} is {held}, not deposed: who is not deposed leaves by itself when it is gone")
-    if any(each.peer.id == peer.id for each in active):
+    if any(each.peer.id == peer.id for each in active) and not force:
         raise Refused(
             f"{peer.label} is connected to ZooKeeper, so it is not gone: `manatee-adm rebuild` there brings it back; "
-            "to be rid of it stop its services first"
+            "with --force it joins with the data that it has, and follows if they are a prefix of the shard's"
         )
     without = undeposed(state, peer.id)
     assert without is not None

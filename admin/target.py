@@ -62,7 +62,9 @@ def resolve(typed: Options, environment: Mapping[str, str]) -> Target:
     try:
         settings = load(config) if config else None
     except BadConfiguration as error:
-        raise click.ClickException(str(error)) from error
+        from admin.shard import Failed
+
+        raise Failed(str(error)) from error
     held = Options(zk=settings.zookeeper.servers, shard=settings.shard.name) if settings else Options()
     environs = Options(zk=environment.get("ZK_IPS"), shard=environment.get("SHARD"))
     merged = typed.over(held).over(environs) if typed.config else typed.over(environs).over(held)

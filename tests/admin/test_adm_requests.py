@@ -76,6 +76,13 @@ def test_only_who_is_deposed_and_gone_is_reaped(name: str, present: tuple[Active
         requests.reap(state(deposed=[D]), present, name)
 
 
+def test_a_deposed_peer_that_is_there_is_reaped_by_force_alone() -> None:
+    """Its data are compared as anybody's. Where `postgres.rejoin` is never, this is the way without a restore."""
+    assert requests.reap(state(deposed=[D]), EVERYONE, D.label, force=True) == state()
+    with pytest.raises(Refused, match="is the primary, not deposed"):
+        requests.reap(state(deposed=[D]), EVERYONE, A.label, force=True)
+
+
 def test_two_peers_of_one_address_are_told_apart_by_their_ids() -> None:
     twin = peer("f0f0f0f0-0000-4000-8000-000000000006", D.ip, 5433)
     with pytest.raises(Refused, match=re.escape(f"could be {D.id} or {twin.id}: say which by its id")):
