@@ -16,7 +16,7 @@ from tests.chaos import operator
 from tests.chaos.ensemble import NODES
 from tests.chaos.lab import Lab, kill, resume, suspend
 from tests.chaos.schedule import Kind, Strike
-from tests.chaos.topology import Pair, between
+from tests.chaos.topology import Pair, Verdict, between
 
 
 @dataclass(frozen=True)
@@ -149,6 +149,19 @@ async def kill_peer(lab: Lab, strike: Strike) -> Undo:
     return Undo(f"SIGKILL to all of {lab.node(peer)}", heal)
 
 
+async def kill_two_peers(lab: Lab, strike: Strike) -> Undo:
+    """At one moment; they come back one after the other."""
+    first = await peer_meant(lab, strike.target)
+    second = random.Random(strike.chance).choice([peer for peer in lab.peers if peer is not first])
+    await lab.kill_peer(first, second)
+
+    async def heal() -> None:
+        await lab.start_peer(second)
+        await lab.start_peer(first)
+
+    return Undo(f"SIGKILL to all of {lab.node(first)} and {lab.node(second)}", heal)
+
+
 async def stop_peer(lab: Lab, strike: Strike) -> Undo:
     peer = await peer_meant(lab, strike.target)
     frozen = lab.all_of(peer)
@@ -195,14 +208,24 @@ def _of_zookeeper(act: str) -> Callable[[Lab, Strike], Awaitable[Undo]]:
     return inject
 
 
+async def kill_ensemble(lab: Lab, strike: Strike) -> Undo:
+    await lab.supervisor.kill(*NODES)
+
+    async def heal() -> None:
+        for node in NODES:
+            await lab.supervisor.start(node)
+
+    return Undo("SIGKILL to all of ZooKeeper", heal)
+
+
 # --- The network ----------------------------------------------------------------------------------------------------
 
 
-async def _cut(lab: Lab, pairs: Sequence[Pair], said: str) -> Undo:
-    await lab.network.cut(pairs)
+async def _cut(lab: Lab, pairs: Sequence[Pair], said: str, verdict: Verdict = "drop") -> Undo:
+    await lab.network.cut(pairs, verdict)
 
     async def heal() -> None:
-        await lab.network.mend(pairs)
+        await lab.network.mend(pairs, verdict)
 
     return Undo(said, heal)
 
@@ -241,6 +264,14 @@ async def one_way(lab: Lab, strike: Strike) -> Undo:
     if strike.chance % 2:
         return await _cut(lab, [(node, other) for other in others], f"nobody hears {node}")
     return await _cut(lab, [(other, node) for other in others], f"{node} hears nobody")
+
+
+async def refuse(lab: Lab, strike: Strike) -> Undo:
+    """A firewall that lies: to the other peers it looks as if nothing ran there."""
+    node = lab.node(await peer_meant(lab, strike.target))
+    others = [lab.node(peer) for peer in lab.peers if lab.node(peer) != node]
+    pairs = [(other, node) for other in others]
+    return await _cut(lab, pairs, f"{node} refuses what the other peers send", "refuse")
 
 
 async def zookeeper_without_majority(lab: Lab, strike: Strike) -> Undo:
@@ -318,15 +349,18 @@ FAULTS: dict[str, Fault] = {
     "kill-backend": Fault(kill_backend, Kind(ROLES, _ONCE), "commits that a crash restart makes visible"),
     "stop-replication": Fault(stop_replication, Kind(ROLES, _LONG), "seals that trust a receiver or sender to obey"),
     "kill-peer": Fault(kill_peer, Kind(ROLES, _LONG, weight=2.0), "a takeover below what was acknowledged"),
+    "kill-two-peers": Fault(kill_two_peers, Kind(ROLES, _LONG), "a start that goes ahead with too few"),
     "stop-peer": Fault(stop_peer, Kind(ROLES, _LONG, weight=2.0), "a primary that wakes up and believes itself one"),
     "kill-backupserver": Fault(_of_daemon("backupserver", "kill"), Kind(_ANY, _ONCE), "comparisons and restores"),
     "stop-backupserver": Fault(_of_daemon("backupserver", "stop"), Kind(_ANY, _LONG), "awaits without a deadline"),
     "kill-zookeeper": Fault(_of_zookeeper("kill"), Kind(("leader", "follower"), _LONG), "writes whose answer is lost"),
     "stop-zookeeper": Fault(_of_zookeeper("stop"), Kind(("leader", "follower"), _LONG), "sessions that hang"),
+    "kill-ensemble": Fault(kill_ensemble, Kind(("zookeeper",), _LONG), "what is not asked again after a new session"),
     "isolate": Fault(isolate, Kind(ROLES, _LONG, weight=2.0), "a second writer on the other side"),
     "cut-from-zookeeper": Fault(cut_from_zookeeper, Kind(ROLES, _LONG), "a deposed primary that still has its sync"),
     "cut-from-upstream": Fault(cut_from_upstream, Kind(("sync", "sync", "async"), _LONG), "replacement of the sync"),
     "one-way": Fault(one_way, Kind(ROLES, _LONG), "half-open connections"),
+    "refuse": Fault(refuse, Kind(ROLES, _LONG), "a refused connection taken for proof of more than it is"),
     "zookeeper-without-majority": Fault(zookeeper_without_majority, Kind(("zookeeper",), _LONG), "reads of old state"),
     "zookeeper-away": Fault(zookeeper_away, Kind(("zookeeper",), _LONG), "a primary that gives up with a sync there"),
     "slow-link": Fault(slow_link, Kind(ROLES, _LONG), "timeouts taken for deaths"),

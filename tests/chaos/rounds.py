@@ -122,8 +122,6 @@ async def look_at_everything(lab: Lab, result: Result) -> None:
         result.findings.append(finding)
         lab.journal.note("finding", "checker", str(finding))
 
-    while not lab.idle:
-        await asyncio.sleep(0.1)
     if lab.last_state is not None and lab.last_state.frozen:
         await operator.unfreeze(lab)
         healed = time.monotonic()
@@ -132,6 +130,8 @@ async def look_at_everything(lab: Lab, result: Result) -> None:
     else:
         result.recoveries.append(time.monotonic() - healed)
         lab.journal.note("again", "shard", f"a write is acknowledged {result.recoveries[-1]:.1f} s after healing")
+    while not lab.idle:
+        await asyncio.sleep(0.1)
     try:
         await settle(lab, result)
     except ShardFailed as error:

@@ -128,14 +128,15 @@ def _namespaces(slot: Slot) -> list[str]:
 
 def _kill_all_in(namespace: str) -> None:
     deadline = time.monotonic() + 10
-    while (pids := [pid for pid in processes_in(namespace) if _lives(pid)]) and time.monotonic() < deadline:
+    while (pids := [pid for pid in processes_in(namespace) if lives(pid)]) and time.monotonic() < deadline:
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.05)
 
 
-def _lives(pid: int) -> bool:
+def lives(pid: int) -> bool:
+    """Whether it runs; a zombie does not."""
     import psutil
 
     try:

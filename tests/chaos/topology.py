@@ -3,8 +3,8 @@
 The machine that runs the test has an address on the bridge, too, the *seat*: from there it sees everybody whatever is
 cut, since cuts are between named nodes only. Nothing routes between the bridge and the world.
 
-A cut is a pair of nodes, one direction: the second drops what comes from the first. Several faults may have cut the
-same pair; it is whole when all of them have mended it.
+A cut is a pair of nodes, one direction: the second drops what comes from the first, or refuses its connections as if
+nothing listened. Several faults may have cut the same pair; it is whole when all of them have mended it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import subprocess
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
+from typing import Literal
 
 from tests.chaos.slot import Slot
 
@@ -23,6 +24,11 @@ SEAT = 254
 
 Pair = tuple[str, str]
 """From, to."""
+Verdict = Literal["drop", "refuse"]
+_RULES: Mapping[Verdict, str] = {
+    "drop": "ip saddr {{ {} }} drop; ",
+    "refuse": "ip saddr {{ {} }} meta l4proto tcp reject with tcp reset; ",
+}
 
 
 class NetworkFailed(Exception):
@@ -42,7 +48,7 @@ class Network:
         self._slot = slot
         self.nodes: Mapping[str, str] = {name: f"{slot.network}.{number}" for number, name in enumerate(nodes, 1)}
         """Addresses by name."""
-        self._cuts: Counter[Pair] = Counter()
+        self._cuts: Counter[tuple[Pair, Verdict]] = Counter()
         self._lock = asyncio.Lock()
 
     @property
@@ -68,29 +74,33 @@ class Network:
             inside = ["link set lo up", f"addr add {address}/24 dev eth0", "link set eth0 up"]
             await _command("ip", "-n", self._slot.namespace(node), "-batch", "-", given="\n".join(inside))
 
-    async def cut(self, pairs: Iterable[Pair]) -> None:
-        """From now on these packets vanish."""
-        await self._change(Counter(pairs))
+    async def cut(self, pairs: Iterable[Pair], verdict: Verdict = "drop") -> None:
+        """From now on these packets vanish, or are refused."""
+        await self._change(pairs, verdict, 1)
 
-    async def mend(self, pairs: Iterable[Pair]) -> None:
+    async def mend(self, pairs: Iterable[Pair], verdict: Verdict = "drop") -> None:
         """Take back one `cut` of each of these pairs."""
-        await self._change(Counter({pair: -count for pair, count in Counter(pairs).items()}))
+        await self._change(pairs, verdict, -1)
 
-    async def _change(self, difference: Counter[Pair]) -> None:
+    async def _change(self, pairs: Iterable[Pair], verdict: Verdict, difference: int) -> None:
+        pairs = list(pairs)
         async with self._lock:
-            for pair, count in difference.items():
-                self._cuts[pair] += count
+            for pair in pairs:
+                self._cuts[pair, verdict] += difference
             async with asyncio.TaskGroup() as group:
-                for node in {to for _, to in difference}:
+                for node in {to for _, to in pairs}:
                     group.create_task(self._filter(node))
 
     async def _filter(self, node: str) -> None:
         """Replace a node's rules by what is cut now, in one step (nft(8), a file is one transaction)."""
-        sources = ", ".join(
-            sorted(self.nodes[one] for (one, to), count in self._cuts.items() if to == node and count > 0)
-        )
-        dropped = f"ip saddr {{ {sources} }} drop;" if sources else ""
-        chain = f"chain cuts {{ type filter hook input priority 0; {dropped} }}"
+        rules = ""
+        for verdict, rule in _RULES.items():
+            cut = [
+                one for ((one, to), kind), count in self._cuts.items() if (to, kind) == (node, verdict) and count > 0
+            ]
+            if cut:
+                rules += rule.format(", ".join(sorted(self.nodes[one] for one in cut)))
+        chain = f"chain cuts {{ type filter hook input priority 0; {rules} }}"
         text = f"table inet chaos\ndelete table inet chaos\ntable inet chaos {{ {chain}; }}\n"
         await _command(*self.inside(node), "nft", "-f", "-", given=text)
 
