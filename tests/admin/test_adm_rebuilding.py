@@ -135,3 +135,4 @@ def test_bytes_are_shown_as_people_read_them() -> None:
     assert amount(1 << 20, 4 << 20) == "1.0 of 4.0 MiB (25 %)"
     assert amount(5 << 20, 4 << 20) == "5.0 of 4.0 MiB (100 %)"
     assert amount(1 << 19, None) == "0.5 MiB"
+    assert amount(1 << 20, 4 << 20, 3 << 19, 62.4) == "1.0 of 4.0 MiB (25 %), 1.5 MiB/s, 1m02s left"
