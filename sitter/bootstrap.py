@@ -165,7 +165,14 @@ class Restore:
                     isolated = await receiving.adopt(prefix)
         except (StorageError, SourceFailed) as error:
             raise _TryFailed(str(error)) from error
-        self._log.info("restored", source=source.backup_url, bytes=stream.bytes, isolated=str(isolated))
+        self._log.info(
+            "restored",
+            source=source.backup_url,
+            snapshot=stream.offer.snapshot,
+            stream=dict(stream.offer.detail),
+            bytes=stream.bytes,
+            isolated=str(isolated),
+        )
         return Restored(identity, source, stream.offer.snapshot, stream.bytes, isolated)
 
     async def _take(self, stream: Stream, receiving: Receiving) -> Identity:
