@@ -132,4 +132,5 @@ def _state_of(tls: Tls) -> tuple[object, ...]:
 
 
 def _reason(error: ssl.SSLError) -> str:
-    return getattr(error, "verify_message", "") or (error.reason or str(error)).lower().replace("_", " ")
+    reason = getattr(error, "verify_message", None) or getattr(error, "reason", None)  # neither, if it is our own
+    return str(reason).lower().replace("_", " ") if reason else str(error)

@@ -1,4 +1,4 @@
-"""A certificate authority of the tests: what an operator does with openssl(1)."""
+"""A certificate authority for one machine: what an operator does with openssl(1)."""
 
 from __future__ import annotations
 
