@@ -33,7 +33,7 @@ def check_stuck(view: ShardView, held: Sequence[Holding], seen: Observations) ->
     forgotten = state is None or max([0, *acted_on(held)]) > state.generation
     for one in held:
         if one.writable and not forgotten:
-            raise Refused(f"the primary lives: {one.label} accepts writes")
+            raise Refused(_lives(one))
         if not one.present and seen.get(one.peer.id, NOT_ASKED).online:
             raise Refused(
                 f"{one.label} is not in the active list, but its PostgreSQL answers at {one.peer.ip}: it may still "
@@ -51,10 +51,7 @@ def _check_by_itself(state: ClusterState, held: dict[str, Holding]) -> None:
     """Raises Refused if the ordinary rules lead on, at once or once something has come back that is there."""
     primary = held[state.primary.id]
     if primary.present and primary.proof >= state.generation and primary.serving:
-        raise Refused(
-            f"the primary lives: {primary.label} serves, and has all that was acknowledged. It needs a sync: start a "
-            "peer, or add a new one, which restores from it"
-        )
+        raise Refused(_lives(primary))
     if state.sync is None:
         return
     sync = held[state.sync.id]
@@ -66,6 +63,13 @@ def _check_by_itself(state: ClusterState, held: dict[str, Holding]) -> None:
             f"a takeover is possible without losing anything: {sync.label} has all that was acknowledged, and "
             f"{successor.label} can become its sync. Wait for it; manatee-adm verify says what it waits for"
         )
+
+
+def _lives(primary: Holding) -> str:
+    return (
+        f"the primary lives: {primary.label} has all that was acknowledged. If its commits wait, they wait for a sync: "
+        "start a peer, or add a new one, which restores from it"
+    )
 
 
 def candidates(view: ShardView, held: Sequence[Holding]) -> list[Candidate]:

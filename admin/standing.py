@@ -175,7 +175,7 @@ def _facts(one: Holding) -> list[str]:
     elif one.ahead:
         facts.append("ahead of the peer that it should follow")
     if one.writable:
-        facts.append("accepts writes")
+        facts.append("open for writes")
     return facts
 
 
@@ -282,7 +282,9 @@ def standstill(view: ShardView, held: Sequence[Holding]) -> Standstill:
     if state.frozen and not primary.present:
         return Standstill(f"the primary {primary.label} is absent, and the shard is frozen", for_good=True)
     if primary.present:
-        return Standstill(_says(primary), for_good=primary.waiting_for is not None)
+        confirms = state.sync.label if state.sync and primary.writable else None
+        waits = f"commits on {primary.label} wait for the sync {confirms}; " if confirms else ""
+        return Standstill(f"{waits}{_says(primary)}", for_good=primary.waiting_for is not None)
     if state.sync is None:
         return Standstill(f"the primary {primary.label} is absent, and it was alone", for_good=True)
     sync = by_id[state.sync.id]

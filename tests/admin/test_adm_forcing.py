@@ -36,8 +36,8 @@ RESIGNED = {"reason": "resigned", "memory": {"generation": 77, "proof": 0, "iden
 @pytest.mark.parametrize(
     ("before", "present", "states", "said"),
     [
-        (state(), (say(A), say(B)), {"a": WRITES}, "the primary lives: 6589d30f accepts writes"),
-        (state(), (say(A),), {}, "the primary lives: 6589d30f serves, and has all that was acknowledged"),
+        (state(), (say(A), say(B)), {"a": WRITES}, "the primary lives: 6589d30f has all that was acknowledged"),
+        (state(), (say(A),), {}, "the primary lives: 6589d30f has all that was acknowledged"),
         (state(), (say(B), say(C)), {}, "a takeover is possible without losing anything: 5e0a09bb has all"),
         (state(), (say(B, proof=76), say(C)), {}, "a takeover is possible"),
         (state(freeze=True), (say(B), say(C)), {}, "`manatee-adm unfreeze`"),

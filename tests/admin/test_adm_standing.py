@@ -73,7 +73,7 @@ def test_what_a_peer_holds_is_said_in_a_sentence(present: Any, states: Any, said
 def test_a_sitter_knows_more_than_its_status_which_is_written_now_and_then() -> None:
     found = held(state(), say(B), states={B.id: sitter(postgres={"end": "B7/20000010", "writable": True}, proof=78)})
     assert told(of(found, B)).endswith(
-        "proof of generation 78, timeline 9, WAL flushed up to B7/20000010, accepts writes"
+        "proof of generation 78, timeline 9, WAL flushed up to B7/20000010, open for writes"
     )
     assert acted_on(found) == [77, 78]
 
@@ -183,6 +183,16 @@ def test_a_sync_that_waits_is_quoted_once() -> None:
             False,
         ),
         ({}, (say(A),), {A.id: sitter(reason="sealing")}, "6589d30f (primary) says: sealing", False),
+        (
+            {},
+            (say(A),),
+            {A.id: sitter(reason="waiting", waitingFor="an async", postgres={"writable": True})},
+            (
+                "commits on 6589d30f wait for the sync 5e0a09bb; 6589d30f (primary) says: waiting, "
+                "and waits for an async"
+            ),
+            True,
+        ),
     ],
 )
 def test_why_nobody_goes_on(changes: Any, present: Any, states: Any, why: str, for_good: bool) -> None:
