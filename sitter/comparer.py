@@ -87,7 +87,13 @@ class Comparer:
         else:
             if found.answer is not None:
                 link = Link(
-                    upstream.id, question.generation, question.proof, found.answer, found.upstream_flush, found.reason
+                    upstream.id,
+                    question.generation,
+                    question.proof,
+                    found.answer,
+                    found.upstream_flush,
+                    found.reason,
+                    found.parting,
                 )
                 if link != self.link:
                     self._log.info(

@@ -28,7 +28,7 @@ from sitter.postgres.upkeep import Upkeep
 from sitter.postgres.watch import Watch
 from sitter.report import Report, Sources, report
 from sitter.transitions import Transitions
-from sitter.view import Decision, Initialize, Primary, Restore, View
+from sitter.view import Decision, Initialize, Primary, Restore, Rewind, View
 
 TURN = 1.0
 """Seconds between turns in which nothing happened: PostgreSQL is looked at this often."""
@@ -190,9 +190,9 @@ class Daemon:
             self._log.error("nothing is done: what must be remembered first cannot be written", error=str(error))
             return
         self._transitions.system_identifier = view.cluster.system_identifier if view.cluster else None
-        if isinstance(decision.database, Initialize | Restore):
-            self._comparer.forget()
-        if not isinstance(decision.database, Restore) or self._admitted:
+        if not isinstance(decision.database, Restore | Rewind) or self._admitted:
+            if isinstance(decision.database, Initialize | Restore | Rewind):
+                self._comparer.forget()
             self._transitions.want(decision.database)
         if decision.ready:
             self._transitions.ready.set()
@@ -257,7 +257,9 @@ class Daemon:
             serving=decision.serving,
             ready=decision.ready,
             compares=decision.compares,
-            restoring=isinstance(decision.database, Restore),
+            restoring=isinstance(decision.database, Restore | Rewind),
+            running=self._server.running,
+            diverged=decision.diverged,
             generation=decision.memory.generation,
             proof=decision.memory.proof,
             timeline=facts.timeline if facts else None,
@@ -272,7 +274,7 @@ class Daemon:
         if self._published is None or self._published[0] != status:
             await self._coordination.publish(status)
             self._published = status, now
-            if isinstance(decision.database, Restore):
+            if isinstance(decision.database, Restore | Rewind):
                 self.wake()
 
 

@@ -15,7 +15,7 @@ from sitter.postgres.queries import Facts
 from sitter.postgres.watch import Watch
 from sitter.shard import Shard
 from sitter.transitions import Transitions
-from sitter.view import Database, Limits, Link, Memory, Present, View
+from sitter.view import Database, Limits, Link, Memory, Present, Rejoin, View
 
 FLICKER = 1.0
 """Seconds without streaming that do not count: a receiver starts anew when its upstream changes, or its timeline."""
@@ -82,6 +82,7 @@ class Observer:
             leaving=leaving,
             resigned_for=resigned_for,
             limits=self._limits,
+            rejoin=Rejoin(self._settings.postgres.rejoin),
         )
         return self._timed(view, active)
 
@@ -105,6 +106,7 @@ class Observer:
             initialized=watch.initialized,
             identifier=watch.identifier,
             version=str(version) if version else None,
+            running=transitions.running,
             online=facts is not None,
             writable_for=self._writable_for(facts),
             end=facts.flush if facts else None,
@@ -121,6 +123,9 @@ class Observer:
             link=link,
             failing_for=None if transitions.failures.since is None else _since(transitions.failures.since, never=0.0),
             handing_over=transitions.handing_over,
+            replacing=transitions.replacing,
+            torn=transitions.torn,
+            unrewindable=transitions.unrewindable,
         )
 
     def _confirmed_link(self, active: list[Active]) -> Link | None:

@@ -26,6 +26,7 @@ from sitter.postgres import controldata, versions, wal_end
 from sitter.postgres.controldata import ControlData
 from sitter.postgres.errors import CompareFailed
 from sitter.postgres.wal_end import PAGE, Stretch
+from sitter.view import Parting
 
 _ATTEMPTS = 40
 """Requests at most for finding the page in which two logs part: enough for a terabyte."""
@@ -43,6 +44,8 @@ class Standing:
     """What the upstream had flushed then (a standby: received and flushed): the mark to reach."""
     timeline: int
     """The upstream's then."""
+    parting: Parting | None = None
+    """How the logs have diverged, if they have."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ async def compare(settings: Settings, upstream: Peer, http: aiohttp.ClientSessio
     CompareFailed if the upstream cannot be asked or refuses, ToolFailed and BadWal if our own log cannot be read.
     """
     control, ours = await _our_log(settings)
-    theirs = await _their_log(settings, upstream)
+    theirs = await their_log(settings, upstream)
     standing = judge(ours, theirs)
     if standing.answer is not Comparison.PREFIX:
         return standing
@@ -79,25 +82,27 @@ async def compare(settings: Settings, upstream: Peer, http: aiohttp.ClientSessio
     if differs is None:
         return standing
     answer, reason = differs
-    return Standing(answer, reason, theirs.end, theirs.timeline)
+    return Standing(answer, reason, theirs.end, theirs.timeline, Parting.BYTES if answer else None)
 
 
 def judge(ours: Log, theirs: Log) -> Standing:
     """What identifiers, histories and ends say; PREFIX is still to be confirmed by the bytes."""
 
-    def standing(answer: Comparison, reason: str) -> Standing:
-        return Standing(answer, reason, theirs.end, theirs.timeline)
+    def standing(answer: Comparison, reason: str, parting: Parting | None = None) -> Standing:
+        return Standing(answer, reason, theirs.end, theirs.timeline, parting)
 
     if ours.identifier != theirs.identifier:
         return standing(
             Comparison.DIVERGED,
             f"another database: system identifier {ours.identifier} here, {theirs.identifier} there",
+            Parting.DATABASE,
         )
     parted = fork(ours.history, theirs.history)
     if ours.end > parted:
         where = f"at {Lsn(int(parted))}, the end of what timelines {ours.timeline} and {theirs.timeline} have in common"
         if theirs.end > parted:
-            return standing(Comparison.DIVERGED, f"{where}; the log here goes on to {ours.end}")
+            reason = f"{where}; the log here goes on to {ours.end}, theirs to {theirs.end}"
+            return standing(Comparison.DIVERGED, reason, Parting.TIMELINES)
         return standing(
             Comparison.AHEAD, f"the log here ends at {ours.end} on a newer timeline, theirs at {theirs.end}"
         )
@@ -125,7 +130,7 @@ async def _our_log(settings: Settings) -> tuple[ControlData, Log]:
     return control, Log(control.system_identifier, timelines, end.lsn)
 
 
-async def _their_log(settings: Settings, upstream: Peer) -> Log:
+async def their_log(settings: Settings, upstream: Peer) -> Log:
     """The upstream's log, by the replication protocol (documentation, "Streaming Replication Protocol")."""
     limit = settings.postgres.query_timeout
     try:
@@ -166,8 +171,8 @@ async def _difference(
     """What speaks against our log from `start` on being a prefix of theirs; None if nothing does."""
 
     async def differs(begin: Lsn, end: Lsn) -> bool:
-        here = asyncio.to_thread(_digest, settings, ours.timeline, begin, end)
-        there = _their_digest(settings, upstream, http, theirs.timeline, begin, end)
+        here = asyncio.to_thread(digest, settings, ours.timeline, begin, end)
+        there = their_digest(settings, upstream, http, theirs.timeline, begin, end)
         mine, its = await asyncio.gather(here, there)
         return mine != its
 
@@ -183,29 +188,31 @@ async def _difference(
                 high = middle
             else:
                 low = middle
-    except _NotHeld as error:
+    except NotHeld as error:
         if high == ours.end and low == start:
             return None, f"{upstream.label} does not hold what is to be compared: {error}"
-    return Comparison.DIVERGED, f"the logs differ between {low} and {high}, although their timelines are the same"
+    line = next(one.timeline for one in reversed(ours.history) if one.begin <= low)
+    where = f"on timeline {line}, between {low} and {high}"
+    return Comparison.DIVERGED, f"the logs differ {where}, although their timelines are the same"
 
 
-class _NotHeld(Exception):
+class NotHeld(Exception):
     """The upstream does not hold all of the range."""
 
 
-def _digest(settings: Settings, timeline: int, begin: Lsn, end: Lsn) -> str:
+def digest(settings: Settings, timeline: int, begin: Lsn, end: Lsn) -> str:
     try:
         return wal.digest(settings.storage.data_dir, timeline, begin, end)
     except wal.WalError as error:
         raise CompareFailed(f"the log here cannot be read from {begin} to {end}: {error}") from error
 
 
-async def _their_digest(
+async def their_digest(
     settings: Settings, upstream: Peer, http: aiohttp.ClientSession, timeline: int, begin: Lsn, end: Lsn
 ) -> str:
     """The digest of the upstream's bytes, from its backup server."""
     if upstream.backup_url is None:
-        raise _NotHeld("it has no backup server")
+        raise NotHeld("it has no backup server")
     try:
         token = settings.backup.token_file.read_text().strip()
     except OSError as error:
@@ -223,5 +230,5 @@ async def _their_digest(
         return str(answer["digest"])
     said = answer.get("error") if isinstance(answer, dict) else None
     if response.status == 404 and said:
-        raise _NotHeld(said)
+        raise NotHeld(said)
     raise CompareFailed(f"the backup server of {upstream.label} answers {response.status}: {said or 'nothing legible'}")

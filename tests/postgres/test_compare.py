@@ -169,7 +169,7 @@ async def test_two_promotions_to_the_same_timeline(machines: Machines) -> None:
     async with backup_servers(other):
         found = await compared(one, other)
     assert found.answer is Comparison.DIVERGED
-    assert "differ between" in found.reason
+    assert "differ on timeline 2, between" in found.reason
 
 
 async def test_ahead_of_a_standby_that_lags(machines: Machines) -> None:
