@@ -125,6 +125,11 @@ class _Log:
     def number(self, position: int) -> int:
         return position // self.segment_size
 
+    def name(self, timeline: int, position: int) -> str:
+        """Of the file that holds `position`."""
+        high, low = divmod(self.number(position), (1 << 32) // self.segment_size)
+        return f"{timeline:08X}{high:08X}{low:08X}"
+
     def has(self, timeline: int, position: int) -> bool:
         return self.number(position) in self.segments.get(timeline, ())
 
@@ -218,7 +223,9 @@ class _Reader:
         if start >= limit:
             return None, start
         pg_wal = str(self._settings.storage.data_dir / "pg_wal")
-        arguments = ("-p", pg_wal, "-t", str(timeline), "-s", str(start), "-e", str(limit))
+        # Given no names, it asks any file for the size of segments, and gives up if that one is allocated but not written.
+        names = (self._log.name(timeline, start), self._log.name(timeline, limit - 1))
+        arguments = ("-p", pg_wal, "-s", str(start), "-e", str(limit), *names)
         statistics = self._version >= versions.WALDUMP_SAYS_ITS_END
         left = max(0.1, self._deadline - time.monotonic())
         try:

@@ -80,6 +80,19 @@ async def test_after_a_clean_stop(machines: Machines) -> None:
     assert await recovered(node) == end.lsn
 
 
+async def test_segments_that_are_allocated_and_not_written_yet(machines: Machines) -> None:
+    """PostgreSQL makes segments ahead of time, all zeros; a directory lists its files in any order."""
+    node = machines.initialized()
+    await node.start_primary()
+    await node.sql(WORK)
+    await node.crash()
+    for ahead in range(200, 256):
+        with (node.data_dir / "pg_wal" / f"{1:08X}{0:08X}{ahead:08X}").open("wb") as file:
+            file.truncate(16 << 20)
+    end = await found(node)
+    assert end.lsn > (await controldata.read(node.settings)).checkpoint
+
+
 @pytest.mark.parametrize("size", [1, 64])
 async def test_segments_of_other_sizes(machines: Machines, size: int) -> None:
     node = machines.empty()
