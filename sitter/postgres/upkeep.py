@@ -18,7 +18,7 @@ from manatee.config import BadConfiguration, Settings
 from manatee.log import Logger
 from manatee.lsn import Lsn
 from sitter.postgres import findings, queries, role, slots
-from sitter.postgres.errors import PostgresError
+from sitter.postgres.errors import PostgresError, Unreachable
 from sitter.postgres.findings import Findings
 from sitter.postgres.server import Server
 
@@ -97,6 +97,8 @@ class Upkeep:
         try:
             async with queries.connect(self._settings, application_name="manatee-upkeep") as connection:
                 done = await self._put_right(connection)
+        except Unreachable:
+            return False  # it starts, or has died: others say so
         except (psycopg.Error, PostgresError, BadConfiguration, OSError) as error:
             self.last = replace(self.last, problem=str(error).strip())
         else:

@@ -112,5 +112,5 @@ async def test_a_client_that_falls_silent_is_given_up(machines: Machines) -> Non
     await node.start_primary()
     async with await node.connect(host=node.settings.peer.ip) as connection:
         for name, value in (("idle", "4"), ("interval", "2"), ("count", "2")):
-            row = await (await connection.execute(f"show tcp_keepalives_{name}")).fetchone()  # type: ignore[arg-type]
+            row = await (await connection.execute(f"show tcp_keepalives_{name}")).fetchone()
             assert row == (value,)
