@@ -223,7 +223,7 @@ class _Reader:
         if start >= limit:
             return None, start
         pg_wal = str(self._settings.storage.data_dir / "pg_wal")
-        # Given no names, it asks any file for the size of segments, and gives up if that one is allocated but not written.
+        # Without names it asks any file for the size of segments, and gives up if that is one not written yet.
         names = (self._log.name(timeline, start), self._log.name(timeline, limit - 1))
         arguments = ("-p", pg_wal, "-s", str(start), "-e", str(limit), *names)
         statistics = self._version >= versions.WALDUMP_SAYS_ITS_END
