@@ -36,8 +36,7 @@ async def shard_of(peers: int, postgresql: Installation | None = None, **options
         name="test",
         zookeeper=(f"{network}.1", 2181),
         postgresql=postgresql,
-        session_timeout=SESSION_TIMEOUT,
-        **options,
+        **{"session_timeout": SESSION_TIMEOUT, **options},
     )
     async with shard:
         try:
