@@ -16,7 +16,7 @@ import psycopg
 
 from manatee.config import BadConfiguration, Settings
 from manatee.log import Logger
-from sitter.postgres import access, configuration, controldata, queries, versions
+from sitter.postgres import access, blank, configuration, controldata, queries, versions
 from sitter.postgres.configuration import NOBODY, Replication, Wrong
 from sitter.postgres.errors import PostgresError
 from sitter.postgres.process import Postmaster
@@ -110,6 +110,10 @@ class Server:
         version = await versions.check(self._settings, timeout=timeout)
         control = await controldata.read(self._settings, timeout=timeout) if as_standby else None
         self._floors = control.floors if control else {}
+        if control is not None:
+            await asyncio.to_thread(
+                blank.remove_blank, self._settings.storage.data_dir, control.wal_segment_size, self._log
+            )
         foundation = await configuration.foundation(self._settings, control, version=version, timeout=timeout)
         try:
             access.lay_out(self._settings)
