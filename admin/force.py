@@ -102,7 +102,8 @@ def _show(picture: _Picture) -> None:
         click.echo(f"The cluster state does not validate: {picture.view.state_problem}.")
     why = standstill(picture.view, picture.held).why
     writing = next((one.label for one in picture.held if one.writable), None)
-    click.echo(f"{writing} accepts writes still, but: {why}.\n" if writing else f"No write is acknowledged: {why}.\n")
+    stands = f"{writing} is open for writes still, but" if writing else "No write is acknowledged"
+    click.echo(f"{stands}: {why}.\n")
     for one in picture.held:
         click.echo(told(one))
     click.echo()

@@ -16,7 +16,7 @@ from admin.problems import Finding, problems
 from admin.shard import Failed, state_of
 from admin.standing import Holding, acted_on, holdings, loss, standstill, told
 from admin.target import Target
-from manatee.cluster import ClusterState, Peer
+from manatee.cluster import ClusterState, Peer, PeerStatus
 from manatee.coordination import Coordination, ShardView
 
 
@@ -82,15 +82,14 @@ def _troubles(found: Inspection) -> Iterator[Finding]:
         yield Finding("warning", f'"{name}" in election is not a peer, and stops every Manatee 2 peer: {problem}')
     if view.cluster_problem:
         yield Finding("warning", f"the shard's identity in ZooKeeper does not validate: {view.cluster_problem}")
+    if ahead := _ahead(found):
+        newest = max(said.generation for _, said in ahead)
+        who = ", ".join(label for label, _ in ahead)
+        forgot = f"ZooKeeper holds generation {state.generation}, but {who} acted on generation {newest}"
+        yield Finding("error", f"{forgot}: ZooKeeper has forgotten, and is not believed")
     for active in view.active:
-        said = active.status
-        if said and said.generation > state.generation:
-            forgot = f"ZooKeeper holds generation {state.generation}, but generation {said.generation} was acted on"
-            yield Finding(
-                "error", f'peer "{active.peer.label}": {forgot}: ZooKeeper has forgotten, and is not believed'
-            )
-        if said and said.diverged:
-            yield Finding("warning", f'peer "{active.peer.label}": diverged: {said.diverged}')
+        if active.status and active.status.diverged:
+            yield Finding("warning", f'peer "{active.peer.label}": diverged: {active.status.diverged}')
     if view.cluster is not None and view.cluster.system_identifier is None:
         by = next((peer.label for peer in state.assigned if peer.id == view.cluster.by), view.cluster.by)
         yield Finding("error", f'the set-up is not complete: "{by}" has yet to create the database')
@@ -98,12 +97,22 @@ def _troubles(found: Inspection) -> Iterator[Finding]:
         yield from _stand(found)
 
 
+def _ahead(found: Inspection) -> list[tuple[str, PeerStatus]]:
+    """Who has acted on a generation that ZooKeeper does not know of."""
+    said = [(active.peer.label, active.status) for active in found.view.active if active.status]
+    return [(label, status) for label, status in said if status.generation > found.state.generation]
+
+
 def _stand(found: Inspection) -> Iterator[Finding]:
     """Where no commit is acknowledged: why, and where nothing that is under way ends it, who holds what."""
     if acknowledging(found):
         return
     still = standstill(found.view, found.held)
-    yield Finding("error", f"no write is acknowledged: {still.why}")
+    writing = next((one.label for one in found.held if one.writable), None)
+    if _ahead(found) and writing:
+        yield Finding("error", f"{writing} is open for writes still, but nobody can take over: {still.why}")
+    else:
+        yield Finding("error", f"no write is acknowledged: {still.why}")
     if not still.for_good:
         return
     for one in found.held:
