@@ -10,12 +10,14 @@ import psycopg
 import pytest
 import structlog
 
+from admin.postgres import observe
+from manatee.config import BadConfiguration
 from manatee.lsn import Lsn
-from sitter.postgres import findings, queries, role, slots
+from sitter.postgres import access, compare, findings, queries, role, slots
 from sitter.postgres.configuration import NOBODY, Replication
 from sitter.postgres.slots import Plan, Slot
 from sitter.postgres.upkeep import Upkeep
-from tests.postgres.local import Machines, Node, until
+from tests.postgres.local import USER, Machines, Node, until
 
 A, B = "10.0.0.1:5432:12345", "10.0.0.2:5432:12345"
 
@@ -180,6 +182,34 @@ async def test_no_password_is_ever_sent_to_postgresql(machines: Machines) -> Non
     assert not role.is_verifier_of(verifier, "hunter2hunter")
     assert not role.is_verifier_of("md5abc", "hunter2hunter2")
     assert not role.is_verifier_of(None, "hunter2hunter2")
+
+
+async def test_who_may_not_come_as_superuser_comes_as_the_role(machines: Machines) -> None:
+    """Superuser over the Unix socket alone: the sitter compares, and manatee-adm looks, by the role."""
+    secret = machines.directory / "password"
+    secret.touch(mode=0o600)
+    secret.write_text("s3cret\n")
+    node = machines.initialized(replication_user="replication", replication_password_file=secret)
+    (node.data_dir / "pg_hba.conf").write_text(
+        "local all postgres trust\nhost all,replication replication 127.0.0.0/8 scram-sha-256\n"
+    )
+    await node.start_primary()
+    assert not await upkeep(node)._look()
+    me = node.settings.identity
+    assert (await compare.their_log(node.settings, me)).timeline == 1
+    seen = (await observe([me], node.settings))[me.id]
+    assert seen.online, seen.error
+    assert "no pg_hba.conf entry" in str((await observe([me]))[me.id].error)
+    passfile = node.settings.sitter.state_dir / "replication.pgpass"
+    assert (passfile.stat().st_mode & 0o777, passfile.owner()) == (0o600, USER)
+    secret.chmod(0o604)
+    with pytest.raises(BadConfiguration, match=r"replication_password_file = .*: anybody on this machine may use it"):
+        access.check(node.settings)
+    secret.chmod(0o600)
+    secret.write_text("one\ntwo\n")
+    with pytest.raises(BadConfiguration, match="expected one line of 1 to 512 printable ASCII characters") as caught:
+        access.check(node.settings)
+    assert "two" not in str(caught.value)
 
 
 # --- Slots ----------------------------------------------------------------------------------------------------------
