@@ -13,7 +13,10 @@ import secrets
 import shutil
 import signal
 import sys
+import tomllib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -21,6 +24,7 @@ from demo.postgresql import choose
 from demo.shard import ShardFailed
 from manatee import log
 from manatee.config import Log
+from tests.chaos.broken import BROKEN
 from tests.chaos.faults import FAULTS
 from tests.chaos.history import Journal
 from tests.chaos.lab import FAKETIME, Lab, complete
@@ -30,6 +34,7 @@ from tests.chaos.schedule import ROUND
 from tests.chaos.slot import Impossible, claimed
 
 OUTPUT = Path("build/chaos")
+DEFAULTS = {"peers": 3, "postgresql": 15, "broken": None}
 
 
 @click.command(help=__doc__)
@@ -39,22 +44,46 @@ OUTPUT = Path("build/chaos")
 @click.option("--peers", default=3, show_default=True)
 @click.option("--postgresql", type=int, default=15, show_default=True, metavar="MAJOR")
 @click.option("--seconds", default=ROUND, show_default=True, help="For the faults of one round.")
-@click.option("--broken", default=None, help="Run a sitter that is broken on purpose; see tests/chaos/broken.py.")
-def main(
-    rounds: int, seed: int | None, faults: str, peers: int, postgresql: int, seconds: float, broken: str | None
-) -> None:
-    chosen = seed if seed is not None else secrets.randbelow(1_000_000)
+@click.option("--broken", default=None, type=click.Choice(list(BROKEN)), help="Run sitters broken on purpose.")
+@click.option(
+    "--set", "settings", multiple=True, metavar="SECTION.KEY=VALUE", help="A setting of all peers, as in TOML."
+)
+def main(**given: Any) -> None:
+    seed = given["seed"] if given["seed"] is not None else secrets.randbelow(1_000_000)
     log.set_up(Log(level="error"))
+    output = OUTPUT / f"seed-{seed}"
     try:
-        result = asyncio.run(_main(chosen, rounds, choose_faults(faults), peers, postgresql, seconds, broken))
+        result = asyncio.run(play(output, seed, given))
     except (Impossible, ShardFailed) as error:
-        sys.exit(f"chaos, seed {chosen}: {error}")
+        sys.exit(f"chaos, seed {seed}: {error}; see {output}")
     except (KeyboardInterrupt, asyncio.CancelledError):
-        sys.exit(f"chaos, seed {chosen}: interrupted")
-    click.echo(f"\nseed {chosen}: {summary(result)}")
+        sys.exit(f"chaos, seed {seed}: interrupted")
+    click.echo(f"\nseed {seed}: {summary(result)}")
     for finding in result.findings:
         click.echo(f"BROKEN  {finding}")
+    click.echo(f"{output}/timeline.txt, {output}/picture.svg; the same schedule again: {again(seed, given)}")
     sys.exit(1 if result.findings else 0)
+
+
+def again(seed: int, given: Mapping[str, Any]) -> str:
+    """The command that plays the same schedule."""
+    faults = "" if given["faults"] == "all" else f" FAULTS={given['faults']}"
+    more = [f"--{name} {given[name]}" for name in ("peers", "postgresql", "broken") if given[name] != DEFAULTS[name]]
+    more += [f"--set {setting}" for setting in given["settings"]]
+    more += [f"--seconds {given['seconds']:g}"] if given["seconds"] != ROUND else []
+    return f"make chaos ROUNDS={given['rounds']} SEED={seed}{faults}" + (f' ARGS="{" ".join(more)}"' if more else "")
+
+
+def overrides(words: Iterable[str]) -> dict[str, dict[str, object]]:
+    """Raises click.UsageError for what is no setting in TOML."""
+    found: dict[str, dict[str, object]] = {}
+    for word in words:
+        try:
+            ((section, values),) = tomllib.loads(word).items()
+            found.setdefault(section, {}).update(values)
+        except (tomllib.TOMLDecodeError, ValueError, AttributeError, TypeError):
+            raise click.UsageError(f"not SECTION.KEY=VALUE in TOML: {word}") from None
+    return found
 
 
 def choose_faults(words: str) -> list[str]:
@@ -68,31 +97,30 @@ def choose_faults(words: str) -> list[str]:
     return [name for name in wanted if name not in without]
 
 
-async def _main(
-    seed: int, rounds: int, faults: list[str], peers: int, postgresql: int, seconds: float, broken: str | None
-) -> Result:
+async def play(output: Path, seed: int, given: Mapping[str, Any]) -> Result:
+    """Everything between the command line and what it says."""
     task = asyncio.current_task()
     assert task is not None
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, task.cancel)
-    output = OUTPUT / f"seed-{seed}"
+    faults = choose_faults(given["faults"])
     shutil.rmtree(output, ignore_errors=True)
     output.mkdir(parents=True)
-    journal = Journal(output / "events.jsonl", echo=True)
-    result = Result(seed)
-    click.echo(f"seed {seed}: {rounds} rounds of {len(faults)} kinds of faults; in {output}")
+    journal, result = Journal(output / "events.jsonl", echo=True), Result(seed)
+    click.echo(f"seed {seed}: {given['rounds']} rounds of {len(faults)} kinds of faults; in {output}")
     with claimed() as slot:
         lab = Lab(
             slot,
             journal,
-            peers=peers,
-            postgresql=choose(postgresql),
-            broken=broken,
+            peers=given["peers"],
+            postgresql=choose(given["postgresql"]),
+            broken=given["broken"],
             clocks="clock-jump" in faults and FAKETIME.exists(),
+            overrides=overrides(given["settings"]),
         )
         try:
             async with complete(lab):
-                await run(lab, result, rounds=rounds, faults=faults, length=seconds)
+                await run(lab, result, rounds=given["rounds"], faults=faults, length=given["seconds"])
         finally:
             if lab.peers:
                 write_report(output, lab, result)
