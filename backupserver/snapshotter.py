@@ -5,15 +5,21 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 
 from backupserver import daemon
 from manatee.config import Settings
 from manatee.log import Logger
-from manatee.storage import Storage, StorageError, open_storage
+from manatee.storage import Snapshot, Storage, StorageError, open_storage
 
 RETRY = 60.0
 """Seconds until a snapshot that failed is tried again, if the interval is not shorter."""
+
+
+SHARED_FOR = 7 * 86400.0
+"""Seconds for which a snapshot that another peer has as well is kept beyond `keep`: with it, a rebuild moves only what
+has changed since; the older it is, the more that is, and the more room it takes."""
 
 
 async def serve(settings: Settings, logger: Logger, stop: asyncio.Event) -> None:
@@ -45,7 +51,10 @@ async def look(storage: Storage, settings: Settings, logger: Logger) -> float:
         kept.append(await storage.take_snapshot())
         logger.info("snapshot taken", snapshot=kept[-1].name)
         age = 0.0
+    spared = _spared(kept)
     for snapshot in kept[: -wanted.keep]:
+        if snapshot.name in spared:
+            continue
         try:
             await storage.drop_snapshot(snapshot.name)
         except StorageError as error:
@@ -53,6 +62,12 @@ async def look(storage: Storage, settings: Settings, logger: Logger) -> float:
         else:
             logger.info("snapshot dropped", snapshot=snapshot.name)
     return wanted.interval - age
+
+
+def _spared(kept: Sequence[Snapshot]) -> frozenset[str]:
+    """The newest snapshot shared with each other peer, for as long as it is likely to be worth its room."""
+    newest = {each.shared_with: each for each in kept if each.shared_with}  # the oldest come first
+    return frozenset(each.name for each in newest.values() if time.time() - each.created < SHARED_FOR)
 
 
 def main() -> None:

@@ -108,6 +108,8 @@ class Restore:
     ) -> Restored:
         """Restore from the first of `sources`, the nearest first, that gives a complete snapshot.
 
+        Those come before the others from which the difference alone may do (`Storage.related`).
+
         `major_version` is that of the PostgreSQL programs here, `system_identifier` that of the shard if it is known:
         a stream of anything else is refused. `before_adopt` is awaited right before the old data make way, which are
         kept under `isolated/<prefix>-<time>`. PostgreSQL must not run here. Raises RestoreFailed.
@@ -116,6 +118,8 @@ class Restore:
         failures, delay = 0, self._settings.backup.retry_delay
         try:
             await self._storage.clear_leftovers()
+            related = await self._storage.related()
+            sources = sorted(sources, key=lambda source: source.id not in related)
             while True:
                 self._show(attempt=self.progress.attempt + 1)
                 busy: list[float] = []

@@ -57,6 +57,8 @@ class Snapshot:
     """Seconds since the epoch."""
     size: int | None = None
     """Bytes that it alone holds, where the driver knows."""
+    shared_with: str | None = None
+    """The id of another peer that has it, too: what each has changed since is all that a restore has to move."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,9 @@ class Storage(Protocol):
 
     async def estimate(self) -> int:
         """About how many bytes a stream of all of it would have. Raises NoDatabase, UnsupportedLayout."""
+
+    async def related(self) -> frozenset[str]:
+        """The ids of the peers with which a snapshot is shared: a stream from them may be the difference alone."""
 
     async def wanted(self) -> Mapping[str, str]:
         """What to tell the sender of a stream for this storage."""

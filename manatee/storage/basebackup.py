@@ -86,6 +86,9 @@ class BaseBackup:
         await self._check()
         return await asyncio.to_thread(_tar_size, self.data_dir)
 
+    async def related(self) -> frozenset[str]:
+        return frozenset()
+
     async def wanted(self) -> Mapping[str, str]:
         return {"driver": self.driver}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -22,7 +23,7 @@ from manatee.storage.zfs import command, properties, receiving
 from manatee.storage.zfs.command import Dataset, zfs
 from manatee.storage.zfs.errors import Busy, HasClones, Missing, ZfsError
 from manatee.storage.zfs.interface import Interface, Order, choose
-from manatee.storage.zfs.names import COMMON, Names, is_own, new_name
+from manatee.storage.zfs.names import FROM, SHARED, Names, is_own, new_name
 from manatee.storage.zfs.place import Place
 from manatee.storage.zfs.sending import base_for, guess, offered, options_for, read_token, sending
 
@@ -135,7 +136,8 @@ class Zfs:
                     complete = stream.complete
         finally:
             keep = not new or "resumable" in wanted
-            await asyncio.shield(asyncio.create_task(self._after(order, complete=complete, keep=keep)))
+            sent_to = wanted.get("peer", "") if complete else None
+            await asyncio.shield(asyncio.create_task(self._after(order, sent_to, keep=keep)))
 
     async def _rest(self, wanted: Mapping[str, str], interface: Interface) -> Order | None:
         """The rest of a stream that was cut, if its snapshot is still here."""
@@ -162,21 +164,30 @@ class Zfs:
         guessed = guess(live, snapshots, sent, base)
         size = await interface.estimate(order)
         space = sent.number("referenced") if base is None else None
-        return offered(order, identity, guessed if size is None else size, space, base)
+        here = self._settings.identity.id
+        return offered(order, identity, guessed if size is None else size, space=space, base=base, peer=here)
 
-    async def _after(self, order: Order, *, complete: bool, keep: bool) -> None:
+    async def _after(self, order: Order, sent_to: str | None, *, keep: bool) -> None:
         """What was sent is what the two peers have in common; what was not, nobody has."""
         with contextlib.suppress(ZfsError):
-            if complete:
-                await zfs("set", f"{COMMON}={int(time.time())}", order.snapshot)
+            if sent_to is not None:
+                if re.fullmatch(r"[0-9A-Za-z.:]{1,100}", sent_to):
+                    await zfs("set", f"{SHARED}={sent_to}", order.snapshot)
             elif not keep and self._interface is not None:
                 await self._interface.destroy_snapshot(order.snapshot)
 
     # --- Receiving ----------------------------------------------------------------------------------------------
 
+    async def related(self) -> frozenset[str]:
+        partial = await self._partial()
+        if partial is not None and (sender := partial.local(FROM)):
+            return frozenset({sender})  # nobody else can go on with it
+        shared = (each.local(SHARED) for each in await receiving.bases(self._place))
+        return frozenset(peer for peer in shared if peer)
+
     async def wanted(self) -> Mapping[str, str]:
         interface = await self._ready()
-        wanted = {"driver": self.driver}
+        wanted = {"driver": self.driver, "peer": self._settings.identity.id}
         if self._plainly:
             return wanted
         guids = [each["guid"] for each in await receiving.bases(self._place)]
@@ -224,12 +235,15 @@ class Zfs:
         target = partial.name if partial else self._names.new_restoring()
         taken: receiving.Receiving | None = None
         try:
-            over = False
-            if offer.detail.get("form") == "increment":
-                await receiving.prepare_base(self._place, target, offer.detail.get("base", ""))
-            elif partial is None:
-                over = await receiving.prepare_new(self._place, target, raw=offer.detail.get("raw") == "yes")
-            state_dir = self._settings.sitter.state_dir
+            over, state_dir = False, self._settings.sitter.state_dir
+            if partial is None:
+                sender = offer.detail.get("peer")
+                options = await receiving.options_for(self._place, target, state_dir, sender)
+                if offer.detail.get("form") == "increment":
+                    await receiving.prepare_base(self._place, target, options, offer.detail.get("base", ""))
+                else:
+                    raw = offer.detail.get("raw") == "yes"
+                    over = await receiving.prepare_new(self._place, target, options, raw=raw)
             stream = receiving.receiving(
                 interface, self._place, offer, target, over=over, owner=self._owner, state_dir=state_dir
             )
@@ -277,12 +291,14 @@ class Zfs:
         await self.release_stale()
         await self._place.open()
         partial = None if resumable else await self._partial()
-        return await self._place.clear(spare=partial.name if partial else None)
+        cleared = await self._place.clear(spare=partial.name if partial else None)
+        await asyncio.to_thread(receiving.remove_scratch, self._settings.sitter.state_dir)
+        return cleared
 
     async def snapshots(self) -> Sequence[Snapshot]:
         found = await self._place.snapshots(self._names.live)
         return [
-            Snapshot(each.snapshot, float(each.number("creation")), each.number("used"))
+            Snapshot(each.snapshot, int(each.snapshot) / 1000, each.number("used"), each.local(SHARED))
             for each in found
             if is_own(each.snapshot)
         ]

@@ -19,8 +19,10 @@ NO_BASE = "manatee:no-base"
 """User property of what was isolated: no increment may build on it."""
 HOLD = "manatee:hold-"
 """User properties of the live dataset: who holds which snapshot, where zfs(8) cannot list holds."""
-COMMON = "manatee:common"
-"""User property of a snapshot that another peer has, too: when it was sent or received, seconds since the epoch."""
+SHARED = "manatee:shared-with"
+"""User property of a snapshot that another peer has, too: that peer's id."""
+FROM = "manatee:from"
+"""User property of what is, or was, received: the id of the peer that sent it."""
 
 _SNAPSHOT = re.compile(r"[0-9]{13}")
 _PREFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")

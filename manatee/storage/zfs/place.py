@@ -21,16 +21,16 @@ from manatee.storage.child import Account
 from manatee.storage.errors import StorageError, UnsupportedLayout
 from manatee.storage.zfs import command, holds
 from manatee.storage.zfs.command import Dataset, zfs
-from manatee.storage.zfs.errors import Denied, Exists, HasClones, Missing, ZfsError
-from manatee.storage.zfs.names import ADOPTING, NO_BASE, OF, Names, is_own
+from manatee.storage.zfs.errors import Busy, Denied, Exists, HasClones, Missing, ZfsError
+from manatee.storage.zfs.names import ADOPTING, FROM, NO_BASE, OF, SHARED, Names, is_own
 from manatee.storage.zfs.properties import ADVISED, NEW, carried
 
 _LIVE = (
     *("guid", "mounted", "mountpoint", "origin", "available", "used", "referenced", "compressratio", "creation"),
     *("encryption", "keystatus", "keylocation", "receive_resume_token"),
-    *(*ADVISED, OF, ADOPTING, NO_BASE),
+    *(*ADVISED, OF, ADOPTING, NO_BASE, FROM),
 )
-_SNAPSHOT = ("guid", "creation", "createtxg", "used", "referenced", "userrefs")
+_SNAPSHOT = ("guid", "creation", "createtxg", "used", "referenced", "userrefs", SHARED)
 
 
 class Place:
@@ -215,7 +215,11 @@ class Place:
             await zfs("receive", "-A", dataset)
         while dependent := await self._dependent(dataset):
             await zfs("promote", dependent)
-        foreign = [each.snapshot for each in await self.snapshots(dataset) if not is_own(each.snapshot)]
+        snapshots = await self.snapshots(dataset)
+        held = [each.name for each in snapshots if each.number("userrefs")]
+        if held:
+            raise Busy(f"{held[0]} is held (zfs holds), or being sent")
+        foreign = [each.snapshot for each in snapshots if not is_own(each.snapshot)]
         if foreign:
             raise StorageError(f"{dataset} stays: its snapshot @{foreign[0]} is not Manatee's; destroy it by hand")
         with contextlib.suppress(Missing):  # a cut stream without a base leaves nothing

@@ -11,8 +11,7 @@ import asyncio
 import contextlib
 import os
 import threading
-import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from manatee.storage.zfs import command
 from manatee.storage.zfs.command import Dataset, zfs
 from manatee.storage.zfs.errors import ZfsError
 from manatee.storage.zfs.interface import Interface, Moving
-from manatee.storage.zfs.names import COMMON, NO_BASE, is_own
+from manatee.storage.zfs.names import FROM, NO_BASE, SHARED, is_own
 from manatee.storage.zfs.place import Place
 
 _ROOM = 1.02
@@ -40,17 +39,18 @@ class Receiving:
     """`manatee.storage.Receiving` into `target`."""
 
     def __init__(
-        self, place: Place, target: str, snapshot: str, moving: Moving, fd: int, owner: Account | None, state_dir: Path
+        self, place: Place, target: str, offer: Offer, moving: Moving, fd: int, owner: Account | None, state_dir: Path
     ) -> None:
         self.fd = fd
         self.adopted = False
         self.refused = False
         self._place = place
         self._target = target
-        self._snapshot = snapshot
+        self._offer = offer
+        self._sender = offer.detail.get("peer")
         self._moving = moving
         self._owner = owner
-        self._scratch = state_dir / f"restoring-{target[-13:]}"
+        self._scratch = scratch(state_dir, target)
         self._open = True
         self._given_up = threading.Event()
         self._adoption: asyncio.Task[str | None] | None = None
@@ -69,18 +69,19 @@ class Receiving:
     async def _check(self) -> Identity:
         """Look at the data where nobody else does, and make them fit to be started."""
         place, target = self._place, self._target
-        await zfs("set", "canmount=noauto", target)
-        await place.unmount(target)
-        await self._load_key()
-        await place.dress(target, await place.suitable())
-        await zfs("set", f"mountpoint={self._scratch}", target)
+        found = await command.get(target, ("canmount", "mountpoint"))
+        if found is None or (found["canmount"], found["mountpoint"]) != ("noauto", str(self._scratch)):
+            await place.dress(target, {"canmount": "noauto", **await place.suitable()})
+            await self._load_key()
+            await zfs("set", f"mountpoint={self._scratch}", target)
         try:
             await place.mount_at(target, self._scratch)
             here = await asyncio.to_thread(self._finish)
         finally:
             await asyncio.shield(asyncio.create_task(self._put_down()))
         await zfs("set", f"mountpoint={place.directory}", target)
-        await zfs("set", f"{COMMON}={int(time.time())}", f"{target}@{self._snapshot}")
+        if self._sender:
+            await zfs("set", f"{SHARED}={self._sender}", f"{target}@{self._offer.snapshot}")
         return here
 
     async def _put_down(self) -> None:
@@ -155,7 +156,7 @@ async def check_room(place: Place, offer: Offer) -> None:
         raise NoSpace(f"the snapshot needs about {need >> 20} MiB and {place.names.parent} has {free >> 20} MiB free")
 
 
-async def prepare_new(place: Place, target: str, *, raw: bool) -> bool:
+async def prepare_new(place: Place, target: str, options: Mapping[str, str], *, raw: bool) -> bool:
     """Make `target`, empty, so that what is received is written as its properties say; whether that could be done.
 
     A stream can be received over neither an encrypted dataset nor, if it is a raw one, over any.
@@ -163,17 +164,39 @@ async def prepare_new(place: Place, target: str, *, raw: bool) -> bool:
     above = await command.get(place.names.parent, ("encryption",))
     if raw or (above is not None and above["encryption"] not in ("-", "off")):
         return False
-    await place.create_unmounted(target, {**await place.suitable(), "mountpoint": "none"})
+    await zfs("create", *_options(options), target)
     return True
 
 
-async def prepare_base(place: Place, target: str, guid: str) -> None:
+async def prepare_base(place: Place, target: str, options: Mapping[str, str], guid: str) -> None:
     """Make `target` a dataset whose newest snapshot is the one with this guid. Raises ReceiveFailed if it is gone."""
     base = await find_base(place, guid)
     if base is None:
         raise ReceiveFailed("the snapshot that the difference builds on is no longer here")
-    await zfs("clone", "-o", "canmount=noauto", "-o", "mountpoint=none", base.name, target)
+    await zfs("clone", *_options(options), base.name, target)
     await zfs("promote", target)
+
+
+def scratch(state_dir: Path, target: str) -> Path:
+    """Where what is being received is looked at: nobody else's business, and not in the way of the live data."""
+    return state_dir / f"restoring-{target[-13:]}"
+
+
+def remove_scratch(state_dir: Path) -> None:
+    """The directories that a death has left; one that something is mounted on stays until that is destroyed."""
+    for left in state_dir.glob("restoring-*"):
+        with contextlib.suppress(OSError):
+            left.rmdir()
+
+
+async def options_for(place: Place, target: str, state_dir: Path, sender: str | None) -> dict[str, str]:
+    """The properties of what is being received."""
+    options = {**await place.suitable(), "canmount": "noauto", "mountpoint": str(scratch(state_dir, target))}
+    return {**options, FROM: sender} if sender else options
+
+
+def _options(options: Mapping[str, str]) -> list[str]:
+    return [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
 
 
 async def find_base(place: Place, guid: str) -> Dataset | None:
@@ -202,7 +225,7 @@ async def receiving(
         async with interface.receive(f"{target}@{offer.snapshot}", read, raw=raw, over=over) as moving:
             os.close(read)
             read = -1
-            taken = Receiving(place, target, offer.snapshot, moving, write, owner, state_dir)
+            taken = Receiving(place, target, offer, moving, write, owner, state_dir)
             try:
                 yield taken
             finally:

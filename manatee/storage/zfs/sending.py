@@ -116,9 +116,11 @@ async def sending(interface: Interface, order: Order, offer: Offer, timeout: flo
                 os.close(fd)
 
 
-def offered(order: Order, identity: Identity, size: int | None, space: int | None, base: Dataset | None) -> Offer:
-    """The offer of a stream, with what only the other end's driver reads."""
-    detail = {"form": "rest" if order.token else "increment" if base else "full"}
+def offered(
+    order: Order, identity: Identity, size: int | None, *, space: int | None, base: Dataset | None, peer: str
+) -> Offer:
+    """The offer of a stream by `peer`, with what only the other end's driver reads."""
+    detail = {"form": "rest" if order.token else "increment" if base else "full", "peer": peer}
     if base is not None:
         detail["base"] = base["guid"]
     if space is not None:
