@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import psycopg
 import pytest
+import structlog
 
 from manatee.lsn import Lsn
 from sitter.postgres import configuration, queries
@@ -22,6 +23,8 @@ from sitter.postgres.promote import promote
 from sitter.postgres.seal import seal_primary, seal_standby
 from tests.postgres.local import Machines, Node, until
 from tests.postgres.writers import Writers
+
+LOG = structlog.get_logger()
 
 
 async def pair(machines: Machines, base: str = "") -> tuple[Node, Node]:
@@ -220,6 +223,30 @@ async def test_a_seal_outlasts_a_restart(machines: Machines) -> None:
         await sync.postmaster.start(configuration.file(sync.settings), timeout=20)
         await sync.open()
         assert await seal_checked(writers, sync) == position
+
+
+async def test_seal_and_promotion_while_the_checkpointer_hangs(machines: Machines) -> None:
+    """It is the checkpointer that notices changed names; a standby has had one, though nobody's, from its start."""
+    primary, sync = await pair(machines)
+    checkpointer = await sync.value("select pid from pg_stat_activity where backend_type = 'checkpointer'")
+    async with Writers(primary) as writers:
+        os.kill(checkpointer, signal.SIGSTOP)
+        await seal_checked(writers, sync)
+        await promote(sync.settings, LOG)
+        assert set(writers.acknowledged) <= await rows(sync)
+    connection = await sync.connect()
+    await connection.execute("set default_transaction_read_only = off")
+    commit = asyncio.create_task(connection.execute("insert into written values (-1)"))
+
+    async def waits() -> bool:
+        return bool(await sync.sql("select 1 from pg_stat_activity where wait_event = 'SyncRep'"))
+
+    await until(waits)
+    assert not commit.done()
+    connection.pgconn.finish()
+    commit.cancel()
+    await asyncio.gather(commit, return_exceptions=True)
+    os.kill(checkpointer, signal.SIGCONT)
 
 
 async def test_a_seal_that_meets_smaller_settings_asks_for_a_restart(machines: Machines) -> None:
