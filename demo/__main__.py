@@ -13,7 +13,9 @@ from typing import Any
 
 import click
 
+from demo import zfs
 from demo.options import local_shard, run, shard_options
+from demo.restores import restores
 from demo.screen import CommandFailed, Screen
 from demo.shard import LocalPeer, LocalShard, script
 from demo.writer import Writer
@@ -57,6 +59,9 @@ async def _tell(screen: Screen, shard: LocalShard, began: float) -> None:
     await _wait_complete(screen, shard)
     screen.say(f"the shard is complete after {time.monotonic() - began:.1f} s")
     await _adm(screen, shard, "show", "-v")
+    if shard.pool is not None:
+        screen.step(f"How the data came to the peers: each has a dataset of its own ({zfs.kind()}, a pool on a file)")
+        await _show_restores(screen, shard, *shard.peers)
     async with Topology(shard.zookeeper.servers, shard.name) as topology, _writing(topology) as writer:
         primary = await _kill_the_primary(screen, shard, writer)
         await _rebuild(screen, shard, primary)
@@ -162,7 +167,21 @@ async def _rebuild(screen: Screen, shard: LocalShard, killed: LocalPeer) -> None
     await shard.start_peer(killed)
     await _adm(screen, shard, "rebuild", "-y", config=killed.settings_file)
     await _wait_complete(screen, shard)
+    if shard.pool is not None:
+        await _show_restores(screen, shard, killed, last=True)
     await _adm(screen, shard, "show", "-v")
+
+
+async def _show_restores(screen: Screen, shard: LocalShard, *peers: LocalPeer, last: bool = False) -> None:
+    """What `zfs send` and `zfs receive` have brought to these peers, at last or ever, and their datasets."""
+    for peer in peers:
+        told = await asyncio.to_thread(restores, shard, peer)
+        for sentence in told[-1:] if last else told:
+            screen.say(sentence)
+    assert shard.pool is not None
+    shown = shard.dataset(peers[0].number) if last else shard.pool
+    command = ("zfs", "list", "-r", "-t", "all", "-o", "name,used,refer", shown)
+    await screen.run(*command, shown=" ".join(command), env={**os.environ, "PATH": zfs.PATH}, timeout=60)
 
 
 async def _adm(screen: Screen, shard: LocalShard, *arguments: str, config: Path | None = None) -> None:

@@ -47,11 +47,13 @@ def suggestions(shard: LocalShard) -> list[str]:
     first = shard.peers[0]
     url = libpq_url([Address(peer.ip, peer.settings.peer.postgres_port) for peer in shard.peers])
     supervisor = f"python -m demo.supervisor {shard.socket}"
+    watch = [f"zfs list -r -t all {shard.pool}        # every peer's dataset and snapshots"] if shard.pool else []
     return [
         f"export PATH={bin_dir}:$PATH ZK_IPS={shard.zookeeper.servers} SHARD={shard.name}",
         "manatee-adm show -v                         # who is what, and how far behind",
         "manatee-adm history                         # every generation so far",
         "manatee-adm promote -n NAME -r sync -y      # move the primary; NAME is the sync's PEERNAME",
+        *watch,
         "",
         f"{shard.postgresql.bin_dir}/psql '{url}'",
         f"curl http://{first.ip}:{first.settings.status_port}/state        # also /metrics, /primary, /health",

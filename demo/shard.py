@@ -172,6 +172,8 @@ class LocalShard:
         self._zookeeper_address = zookeeper
         self._ports = (postgres_port, backup_port)
         self.session_timeout = session_timeout
+        self.pool: str | None = None
+        """The ZFS pool, where there is one."""
         self._overrides = overrides or {}
         self._closing = contextlib.AsyncExitStack()
         self._user = unprivileged_user()
@@ -180,7 +182,7 @@ class LocalShard:
         async with contextlib.AsyncExitStack() as stack:
             self.directory = stack.enter_context(run_directory(readable_by=self._user))
             self._check_ports()
-            self._pool = self._open_pool(stack)
+            self.pool = self._open_pool(stack)
             self.postgresql = within_reach(self.postgresql, self._user, self.directory)
             self.zookeeper = ZooKeeperServer(
                 self.directory / "zookeeper", address=self._zookeeper_address[0], port=self._zookeeper_address[1]
@@ -366,15 +368,15 @@ class LocalShard:
             (directory / name).mkdir(mode=0o700)
             if self._user is not None:
                 shutil.chown(directory / name, self._user)
-        if self._pool is not None:
-            zfs.create(f"{self._pool}/peer{number}")
+        if self.pool is not None:
+            zfs.create(f"{self.pool}/peer{number}")
         path = directory / "manatee.toml"
         path.write_text(as_toml(self._settings(number, ip, directory)))
         return LocalPeer(number, load(path), directory)
 
     def dataset(self, number: int) -> str:
         """The dataset of a peer's data, which its sitter creates in one that is the peer's own."""
-        return f"{self._pool}/peer{number}/manatee"
+        return f"{self.pool}/peer{number}/manatee"
 
     def _settings(self, number: int, ip: str, directory: Path) -> dict[str, dict[str, object]]:
         common = self.directory
@@ -406,7 +408,7 @@ class LocalShard:
                 "supervisor_socket": self.socket,
             },
         }
-        if self._pool is not None:
+        if self.pool is not None:
             settings["storage"]["dataset"] = self.dataset(number)
         for section, values in self._overrides.items():
             settings.setdefault(section, {}).update(values)

@@ -22,7 +22,8 @@ SIZE = 8 << 30
 """Bytes of a pool's file; it takes up what is written to it."""
 TIMEOUT = 60.0
 """Seconds for one command."""
-_PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+"""Where the commands are found."""
 _RUN = Path("/run")
 _USERS = _RUN / "manatee-zfs-fuse.users"
 """Whoever uses a zfs-fuse of ours holds a shared lock on it."""
@@ -68,6 +69,11 @@ def missing() -> str | None:
         return str(error)
 
 
+def kind() -> str:
+    """Which ZFS it is, while one can be reached."""
+    return "the kernel's ZFS" if Path("/dev/zfs").exists() else "zfs-fuse"
+
+
 def create(dataset: str) -> None:
     """A dataset that holds others and no files: it is not mounted. Raises ZfsFailed."""
     run("zfs", "create", "-o", "canmount=off", "-o", "mountpoint=none", dataset)
@@ -78,7 +84,7 @@ def clear(directory: Path) -> None:
 
     Does nothing where there was none. Raises ZfsFailed.
     """
-    if (directory / _FILE).exists():
+    if (directory / _FILE).exists() or _mounted_below(directory):
         with contextlib.suppress(NoZfs), _reachable():
             _destroy(directory.name)
     # A zfs-fuse that has died leaves mounts that answer nothing.
@@ -99,7 +105,7 @@ def _attempt(*command: str) -> subprocess.CompletedProcess[str]:
     try:
         return subprocess.run(
             command,
-            env={**os.environ, "PATH": _PATH, "LC_ALL": "C"},
+            env={**os.environ, "PATH": PATH, "LC_ALL": "C"},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -139,7 +145,7 @@ def _reachable() -> Iterator[None]:
     """While this lasts the commands of ZFS reach one. Raises NoZfs."""
     if os.geteuid() != 0:
         raise NoZfs("ZFS needs root: it mounts file systems, and PostgreSQL's files belong to another user than ours")
-    if shutil.which("zpool", path=_PATH) is None:
+    if shutil.which("zpool", path=PATH) is None:
         raise NoZfs("ZFS is not installed: expected zpool and zfs, from Debian's zfs-fuse or zfsutils-linux")
     with _USERS.open("w") as users:
         fcntl.flock(users, fcntl.LOCK_SH)
@@ -159,7 +165,7 @@ def _answers() -> bool:
 
 def _start() -> None:
     """Start zfs-fuse. It is nobody's child, since others may use it when its starter is gone. Raises NoZfs."""
-    program = shutil.which("zfs-fuse", path=_PATH)
+    program = shutil.which("zfs-fuse", path=PATH)
     if program is None:
         raise NoZfs("there is no ZFS in this kernel, and no zfs-fuse, which Debian's package of that name has")
     if not Path("/dev/fuse").exists():

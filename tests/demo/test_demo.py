@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import signal
-import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -16,22 +13,7 @@ import pytest
 
 from demo.options import PEERS
 from demo.process import busy
-
-ROOT = Path(__file__).parents[2]
-# Other ports than the ones somebody's own cluster would have.
-PORTS = {"postgres": 25432, "backup": 22345, "zookeeper": 22181}
-OPTIONS = [word for name, port in PORTS.items() for word in (f"--{name}-port", str(port))]
-
-
-@pytest.fixture
-def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Where a run keeps its things: by itself, so that what is left is seen."""
-    short = Path("/tmp") / f"md{os.getpid()}"
-    short.mkdir()
-    short.chmod(0o711)
-    monkeypatch.setenv("TMPDIR", str(short))
-    yield short
-    subprocess.run(["rm", "-r", short], check=True)
+from tests.demo.conftest import OPTIONS, PORTS, ROOT, ended
 
 
 async def start(module: str) -> asyncio.subprocess.Process:
@@ -55,13 +37,6 @@ async def read_until(process: asyncio.subprocess.Process, text: str, timeout: fl
             assert line, f"it ended without saying {text!r}:\n{said}"
             said += line.decode()
     return said
-
-
-async def ended(process: asyncio.subprocess.Process, timeout: float) -> tuple[int, str]:
-    async with asyncio.timeout(timeout):
-        output, _ = await process.communicate()
-    assert process.returncode is not None
-    return process.returncode, output.decode()
 
 
 def family(pid: int) -> list[psutil.Process]:

@@ -10,7 +10,8 @@ import asyncio
 import contextlib
 import os
 import sys
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
 
@@ -42,9 +43,27 @@ def needs_zfs() -> None:
         pytest.skip(missing)
 
 
+Phase = Callable[[str], contextlib.AbstractContextManager[None]]
+
+
+@pytest.fixture
+def phase(capsys: pytest.CaptureFixture[str]) -> Phase:
+    """Tells at once how long something took: where this is slow, it is minutes until the end of the test."""
+
+    @contextlib.contextmanager
+    def told(what: str) -> Iterator[None]:
+        began = time.monotonic()
+        yield
+        with capsys.disabled():
+            sys.stdout.write(f"\n    {time.monotonic() - began:6.1f} s  {what}")
+            sys.stdout.flush()
+
+    return told
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(10 * PATIENCE)
-async def test_bootstrap_takeover_and_rebuild(needs_zfs: None) -> None:
+async def test_bootstrap_takeover_and_rebuild(needs_zfs: None, phase: Phase) -> None:
     shard = LocalShard(
         [f"{NETWORK}.{number}" for number in (2, 3, 4)],
         name="zfs",
@@ -54,7 +73,8 @@ async def test_bootstrap_takeover_and_rebuild(needs_zfs: None) -> None:
         overrides=CALM,
     )
     async with shard, told(shard):
-        first = await complete(shard)
+        with phase("bootstrap: initdb, and two peers by send and receive"):
+            first = await complete(shard)
         primary = primary_of(shard, first)
         assert first.state is not None
         for peer in map(shard.peer, (each.id for each in first.state.assigned[1:])):
@@ -63,17 +83,20 @@ async def test_bootstrap_takeover_and_rebuild(needs_zfs: None) -> None:
         async with writing(shard) as writer:
             await acknowledges(writer)
             await fill(shard)
-            await shard.kill_peer(primary)
-            await shard.wait_for(
-                lambda seen: seen.state and seen.state.primary.id != primary.id, timeout=PATIENCE, what="a takeover"
-            )
-            await acknowledges(writer)
+            with phase("failover: from SIGKILL of the primary to the first writes"):
+                await shard.kill_peer(primary)
+                await shard.wait_for(
+                    lambda seen: seen.state and seen.state.primary.id != primary.id, timeout=PATIENCE, what="a takeover"
+                )
+                await acknowledges(writer)
             assert await writer.missing() == []
 
             await shard.start_peer(primary)
-            whole = await rebuilt(shard, primary, "--full")
+            with phase("full rebuild of the deposed peer"):
+                whole = await rebuilt(shard, primary, "--full")
             await acknowledges(writer)
-            increment = await rebuilt(shard, primary)
+            with phase("incremental rebuild"):
+                increment = await rebuilt(shard, primary)
             assert increment < whole / 4, f"{increment} bytes of an increment, {whole} of the whole"
             assert await writer.missing() == []
         await complete(shard)
