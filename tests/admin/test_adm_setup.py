@@ -9,6 +9,8 @@ import pytest
 
 from admin.requests import Refused
 from admin.setup import handed_over
+from demo.postgresql import choose
+from demo.shard import LocalPeer, LocalShard
 from manatee.cluster import Cluster, ClusterState, PeerStatus
 from manatee.coordination import Coordination, HistoryEntry
 from tests.admin.shapes import NOW, A, B, C, D, active, state, view_of
@@ -115,3 +117,37 @@ async def connected(shard: Coordinated, who: Any) -> Coordination:
     await coordination.join(who)
     await coordination.publish(PeerStatus(initialized=False, generation=1))
     return coordination
+
+
+class Unwritable(LocalShard):
+    """A shard none of whose peers can create a database yet."""
+
+    async def start_peer(self, peer: LocalPeer) -> None:
+        peer.settings.storage.directory.chmod(0o000)
+        await super().start_peer(peer)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+async def test_the_shard_begins_after_all_when_the_first_to_try_is_gone() -> None:
+    addresses = ("127.14.8.2", "127.14.8.3", "127.14.8.4")
+    async with Unwritable(addresses, name="demo", zookeeper=("127.14.8.1", 2181), postgresql=choose()) as whole:
+        options = ("-z", whole.zookeeper.servers, "-s", "demo")
+        began = (await whole.wait_for(lambda seen: seen.state and len(seen.present) == 3, timeout=60)).state
+        assert began is not None
+        first = whole.peer(began.primary.id)
+        there = await manatee_adm("restart-setup", "-y", *options)
+        assert f"{first.label} is there, and creates the database" in there.err
+        told = await manatee_adm("verify", *options)
+        assert f'error: the set-up is not complete: "{first.label}" has yet to create the database\n' in told.out
+        await whole.stop_peer(first)
+        await whole.wait_for(lambda seen: first.id not in seen.present, timeout=60)
+        for peer in whole.peers:
+            peer.settings.storage.directory.chmod(0o700)
+        done = await manatee_adm("restart-setup", "-y", *options)
+        assert done.status == 0, done
+        await whole.wait_for(lambda seen: seen.complete(2), timeout=90)
+        await LocalShard.start_peer(whole, first)
+        await whole.wait_for(lambda seen: seen.complete(3), timeout=90)
+        history = await manatee_adm("history", "-v", *options)
+        assert f"set-up handed over from {first.label}: primary" in history.out

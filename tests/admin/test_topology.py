@@ -26,6 +26,12 @@ from tests.admin.stage import Chain as Servers
 A, B, C = PEERS
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that hangs is waited for until the search itself is over."""
+    monkeypatch.setattr("manatee.client._ATTEMPT", 300.0)
+
+
 def test_a_peers_url_is_an_address() -> None:
     address = postgres_address("tcp://postgres@10.65.68.14:5432/postgres")
     assert address == Address("10.65.68.14", 5432, "postgres", "postgres")
@@ -108,11 +114,10 @@ async def test_programs_without_a_loop_read_it_once(shard: Coordinated) -> None:
 
 
 async def test_a_zookeeper_that_is_not_there_is_said_in_time() -> None:
-    began = time.monotonic()
-    with pytest.raises(Unreachable):
-        async with Topology("127.14.0.99:1", "any", arrival=0.5):
-            raise AssertionError
-    assert time.monotonic() - began < 5
+    async with asyncio.timeout(60):
+        with pytest.raises(Unreachable):
+            async with Topology("127.14.0.99:1", "any", arrival=0.5):
+                raise AssertionError
 
 
 async def test_the_connection_is_to_the_primary_and_takes_writes(shard: Coordinated, chain: Servers) -> None:
@@ -161,27 +166,25 @@ async def test_a_read_only_primary_is_waited_for(shard: Coordinated, chain: Serv
             await admin.execute("SELECT pg_reload_conf()")
 
 
-async def test_a_primary_that_hangs_is_left_when_the_shard_moves(shard: Coordinated, chain: Servers) -> None:
+async def test_a_primary_that_hangs_is_left_when_the_shard_moves(
+    shard: Coordinated, chain: Servers, patient: None
+) -> None:
     b = B.document()
     await shard.write(state_of_chain(primary=b, sync=A.document()))
     async with Topology(shard.zookeeper.servers, shard.name) as topology:
         with chain[1].suspended():
             searching = asyncio.create_task(connect_primary(topology, deadline=30))
             await asyncio.sleep(0.2)  # let it try: what it waits for does not answer
-            began = time.monotonic()
             await shard.write(state_of_chain(generation=2))
             async with await searching as connection:
                 assert connection.info.host == A.ip
-            assert time.monotonic() - began < 2
 
 
-async def test_without_zookeeper_all_hosts_are_asked_at_once(chain: Servers) -> None:
+async def test_without_zookeeper_all_hosts_are_asked_at_once(chain: Servers, patient: None) -> None:
     addresses = [postgres_address(peer.pg_url) for peer in (C, B, A)]
     with chain[2].suspended():
-        began = time.monotonic()
         async with await connect_writable([*addresses, Address("127.14.0.97", 1)], deadline=20) as connection:
             assert connection.info.host == A.ip
-        assert time.monotonic() - began < 2
     with pytest.raises(NoPrimary) as error:
         await connect_writable(addresses[1:2], deadline=0.5)
     assert "127.14.0.3:5432: it is a standby" in str(error.value)
@@ -198,6 +201,6 @@ async def test_a_server_that_hangs_in_the_middle_of_an_answer_does_not_hold_us(c
             began = time.monotonic()
             with pytest.raises(TimeoutError):
                 await within(connection, 0.3, connection.execute("SELECT 2"))
-            assert time.monotonic() - began < 1.5
+            assert time.monotonic() - began < 8
     finally:
         await connection.close()
