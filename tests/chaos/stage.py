@@ -91,6 +91,14 @@ class Stage:
         assert await self.begins(peer) == process
         await self.deposed_or_back(peer)
 
+    async def answers(self, peer: LocalPeer) -> float:
+        """Seconds until its sitter answers."""
+        began = time.monotonic()
+        async with asyncio.timeout(PATIENCE):
+            while await operator.ask(peer, "/state") is None:
+                await asyncio.sleep(0.05)
+        return time.monotonic() - began
+
     async def leader(self) -> str:
         """ZooKeeper's leader, as soon as there is one."""
         async with asyncio.timeout(PATIENCE):

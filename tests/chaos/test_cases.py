@@ -30,10 +30,10 @@ pytestmark = [
     pytest.mark.skipif(bool(ASKED_FOR and obstacle()), reason=str(ASKED_FOR and obstacle())),
 ]
 
-SESSION = 5.0
+SESSION = 8.0
 """Seconds after which a silent peer is absent."""
-SHORT, LONG = 1.5, 11.0
-"""Seconds of partitions: well below that, and well above."""
+SHORT = 2.0
+"""Seconds of a partition that is well below that."""
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
@@ -200,6 +200,8 @@ async def test_what_is_killed_and_back_in_time_changes_no_role(stage: Stage, rol
     """A restart below the session timeout. (The async may leave the list for a moment.)"""
     before, peer = await stage.state(), await stage.by_role(role)
     await (stage.kill_sitter(peer) if what == "sitter" else stage.kill_postmaster(peer))
+    if await stage.answers(peer) > SESSION - 2.0:
+        pytest.skip("this machine is too busy to start a sitter within a session's timeout")
     await stage.complete()
     await stage.writable()
     after = await stage.state()
