@@ -12,15 +12,20 @@ import contextlib
 import errno
 import fcntl
 import os
+import select
 import struct
 import sys
 import termios
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 _WANTED_CAPACITY = 1 << 20
 CHUNK = 256 << 10
 """Bytes moved at a time through this process."""
 SLICE = 1 << 20
 """Bytes moved at a time by the kernel."""
+_GLANCE = 0.2
+"""Seconds between two looks at how far it has come."""
 
 
 class SourceStalled(TimeoutError):
@@ -71,19 +76,94 @@ async def splice(source: int, target: int, limit: int, *, source_within: float, 
     """
     if sys.platform != "linux":
         raise NotSpliceable
-    while True:
+    while (moved := _splice_now(source, target, limit)) is None:
+        await _wait(source, target, source_within, target_within)
+    return moved
+
+
+async def splice_all(
+    source: int,
+    target: int,
+    on_bytes: Callable[[int], None],
+    *,
+    first_within: float,
+    source_within: float,
+    target_within: float,
+) -> None:
+    """As `splice`, to the end of the source; the source has another deadline for its first byte.
+
+    A thread does it: on a busy machine a thread that waits in the kernel is woken several times sooner than a loop.
+    `on_bytes` is told, in the loop, how many bytes have been moved so far, a few times a second and at last.
+    """
+    if sys.platform != "linux":
+        raise NotSpliceable
+    stopped, stop = os.pipe()
+    moving = _Moving(source, target, stopped, first_within, source_within, target_within)
+    told = 0
+    with ThreadPoolExecutor(1, "splice") as thread:
+        work = asyncio.get_running_loop().run_in_executor(thread, moving.run)
         try:
-            return os.splice(source, target, limit, flags=os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK)
-        except BlockingIOError:
-            await _wait(source, target, source_within, target_within)
-        except OSError as error:
-            if error.errno in (errno.EINVAL, errno.ENOSYS):
-                raise NotSpliceable from error
-            raise
+            while not work.done():
+                await asyncio.wait([work], timeout=_GLANCE)
+                if moving.count != told:
+                    told = moving.count
+                    on_bytes(told)
+            await work
+        finally:
+            moving.given_up = True
+            os.close(stop)  # wakes it; it does not wait for anything else
+            thread.shutdown()
+            os.close(stopped)
+            if not work.cancelled() and work.done():
+                work.exception()
+
+
+class _Moving:
+    """The thread's part of `splice_all`."""
+
+    def __init__(
+        self, source: int, target: int, stop: int, first_within: float, source_within: float, target_within: float
+    ) -> None:
+        self.count = 0
+        self.given_up = False
+        self._ends = source, target, stop
+        self._within = first_within, source_within, target_within
+
+    def run(self) -> None:
+        source, target, stop = self._ends
+        readable, writable = select.poll(), select.poll()
+        readable.register(source, select.POLLIN)
+        writable.register(target, select.POLLOUT)
+        for each in (readable, writable):
+            each.register(stop, select.POLLIN)
+        first, later, taken = self._within
+        while not self.given_up:
+            moved = _splice_now(source, target, SLICE)
+            if moved == 0:
+                return
+            if moved is not None:
+                self.count += moved
+            elif _unread(source) > 0:
+                if not writable.poll(1000 * taken):
+                    raise TargetStalled
+            elif not readable.poll(1000 * (later if self.count else first)):
+                raise SourceStalled
+
+
+def _splice_now(source: int, target: int, limit: int) -> int | None:
+    """None if one of the two is not ready; splice(2) does not say which."""
+    try:
+        return os.splice(source, target, limit, flags=os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK)
+    except BlockingIOError:
+        return None
+    except OSError as error:
+        if error.errno in (errno.EINVAL, errno.ENOSYS):
+            raise NotSpliceable from error
+        raise
 
 
 async def _wait(source: int, target: int, source_within: float, target_within: float) -> None:
-    """Until the end that was not ready is; splice(2) does not say which it was."""
+    """Until the end that was not ready is."""
     for_target = _unread(source) > 0
     try:
         async with asyncio.timeout(target_within if for_target else source_within):

@@ -6,7 +6,7 @@ import asyncio
 import re
 from asyncio.subprocess import DEVNULL
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Literal
 
 from manatee.storage.child import Child, running
@@ -89,15 +89,15 @@ def _sent(order: Order) -> list[str]:
 
 @asynccontextmanager
 async def _moving(arguments: list[str], *, stdin: int = DEVNULL, stdout: int = DEVNULL) -> AsyncIterator[Moving]:
-    try:
-        async with running([command.program("zfs"), *arguments], stdin=stdin, stdout=stdout) as child:
-            try:
-                yield Moving(child)
-            finally:
-                # Where a daemon does the work (zfs-fuse) it is the pipe's end that ends it, and zfs(8) waits for that.
-                await _give_time(child)
-    except OSError as error:
-        raise Unusable(f"zfs cannot be run: {error}") from error
+    async with AsyncExitStack() as stack:
+        try:
+            program = running([command.program("zfs"), *arguments], stdin=stdin, stdout=stdout)
+            child = await stack.enter_async_context(program)
+        except OSError as error:
+            raise Unusable(f"zfs cannot be run: {error}") from error
+        # Where a daemon does the work (zfs-fuse) it is the pipe's end that ends it, and zfs(8) waits for that.
+        stack.push_async_callback(_give_time, child)
+        yield Moving(child)
 
 
 async def _give_time(child: Child) -> None:

@@ -130,7 +130,7 @@ async def local(dataset: str) -> dict[str, str]:
 async def capabilities() -> Capabilities:
     """Raises Unusable."""
     send, receive = [await _usage(word) for word in ("send", "receive")]
-    return Capabilities(_letters(send), _letters(receive), "-t <receive_resume_token>" in send)
+    return Capabilities(letters(send), letters(receive), "-t <receive_resume_token>" in send)
 
 
 async def features(pool: str) -> frozenset[str]:
@@ -173,9 +173,9 @@ async def _usage(word: str) -> str:
     return ""
 
 
-def _letters(usage: str) -> frozenset[str]:
+def letters(usage: str) -> frozenset[str]:
     """
-    >>> sorted(_letters("send [-RDp] [-[iI] snapshot] <snapshot>; receive [-vM] [-o p=v] [-A]"))
+    >>> sorted(letters("send [-RDp] [-[iI] snapshot] <snapshot>; receive [-vM] [-o p=v] [-A]"))
     ['A', 'D', 'M', 'R', 'p', 'v']
     """
     return frozenset("".join(re.findall(r"(?:\[| )-([A-Za-z]+)(?:\]|(?= <))", usage)))

@@ -313,6 +313,9 @@ class Zfs:
         if not is_own(name):
             raise StorageError(f"{name} is not Manatee's snapshot: it stays")
         interface = await self._ready()
+        found = await command.get(f"{self._names.live}@{name}", ("userrefs",))
+        if found is not None and found.number("userrefs"):  # zfs-fuse would have us wait for the end of the stream
+            raise StorageError(f"{name} is held (zfs holds), or being sent")
         try:
             await interface.destroy_snapshot(f"{self._names.live}@{name}")
         except Missing:

@@ -1,0 +1,143 @@
+"""Streams that break: either end notices, what belonged to them goes, and the data stay as they were."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from demo import zfs
+from manatee.storage import Offer, ReceiveFailed, StorageError, pipe
+from tests.storage.conftest import NewPeer
+from tests.storage.stage import IDENTITY, Peer, eventually, nothing_is_left, restore, streams, take_bytes
+
+_REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture
+async def source(new_peer: NewPeer) -> Peer:
+    return await new_peer().fill(6_000_000)
+
+
+async def test_a_receiver_that_goes_away_ends_the_sender_within_seconds(source: Peer) -> None:
+    async with nothing_is_left(source):
+        async with asyncio.timeout(30):
+            async with source.storage.send({}) as sending:
+                await pipe.read(sending.fd)
+        assert streams() == []
+    # Nobody has that snapshot, and nobody can go on with it.
+    assert source.snapshots() == []
+
+
+async def test_a_stream_that_is_cut_is_not_taken_for_a_whole_one(source: Peer, new_peer: NewPeer) -> None:
+    target = await new_peer().fill()
+    before = target.content()
+    async with source.storage.send({}) as sending:
+        stream = await pipe.read(sending.fd)
+    offer = Offer("zfs", sending.offer.snapshot, IDENTITY, None, {"form": "full"})
+    async with nothing_is_left(target):
+        with pytest.raises(ReceiveFailed, match="ZFS does not take the stream"):
+            await take_bytes(target, offer, stream)
+        await target.storage.clear_leftovers(resumable=True)
+    assert target.content() == before
+
+
+async def test_garbage_is_refused_and_the_next_is_asked_for_plainly(source: Peer, new_peer: NewPeer) -> None:
+    target = new_peer()
+    await restore(source, target)
+    before = target.content()
+    assert "guids" in await target.storage.wanted()
+    offer = Offer("zfs", "1700000000009", IDENTITY, None, {"form": "full"})
+    async with nothing_is_left(target):
+        with pytest.raises(ReceiveFailed):
+            await take_bytes(target, offer, b"garbage" * 100_000)
+    assert target.content() == before
+    assert "guids" not in await target.storage.wanted()
+    assert (await restore(source, target))[0] == "full"
+    assert "guids" in await target.storage.wanted()
+
+
+async def test_a_snapshot_is_held_while_it_is_sent_and_not_after(source: Peer) -> None:
+    async with nothing_is_left(source):
+        async with source.storage.send({"resumable": "yes"}) as sending:
+            taken = sending.offer.snapshot
+            with pytest.raises(StorageError, match="held"):
+                await source.storage.drop_snapshot(taken)
+            assert await source.storage.release_stale() == 0
+        await source.storage.drop_snapshot(taken)
+    assert source.snapshots() == []
+
+
+_DYING = """
+import asyncio, os, signal, sys
+from manatee.config import load
+from manatee.storage import open_storage
+
+async def main():
+    async with open_storage(load(sys.argv[1])).send({"resumable": "yes"}) as sending:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+asyncio.run(main())
+"""
+
+
+async def test_what_a_killed_sender_held_is_released(source: Peer) -> None:
+    command = [sys.executable, "-c", _DYING, str(source.path)]
+    done = subprocess.run(command, cwd=_REPOSITORY, timeout=120, check=False)
+    assert done.returncode == -9
+    (taken,) = source.snapshots()
+    async with nothing_is_left(source):
+        await source.storage.release_stale()
+        await eventually(lambda: source.get("userrefs", f"{source.dataset}@{taken}") == "0")
+        await source.storage.drop_snapshot(taken)
+
+
+async def test_a_hold_is_released_although_its_dataset_was_renamed(source: Peer) -> None:
+    async with source.storage.send({"resumable": "yes"}) as sending:
+        while await pipe.read(sending.fd):
+            pass
+        await sending.finished()
+        aside = await source.storage.isolate("moved")
+    assert aside is not None
+    assert source.holds() == 0
+
+
+async def test_a_cut_stream_is_gone_on_with_where_zfs_can(source: Peer, new_peer: NewPeer) -> None:
+    target = new_peer()
+    await target.storage.open()
+    if "resumable" not in await target.storage.wanted():
+        pytest.skip("this ZFS cannot go on with a stream that was cut")
+    with pytest.raises(ConnectionError):
+        await restore(source, target, on_bytes=_cut_at(4_000_000))
+    source.write("later", 100_000)
+    assert "token" in await target.storage.wanted()
+    assert await target.storage.related() == {source.settings.identity.id}
+    async with nothing_is_left(source, target):
+        form, moved = await restore(source, target)
+    assert (form, moved < 4_000_000) == ("rest", True)
+    assert "base/bulk" in target.content()
+    assert "base/later" not in target.content()
+
+
+async def test_what_nobody_can_go_on_with_is_begun_anew(source: Peer, new_peer: NewPeer) -> None:
+    target = new_peer()
+    await target.storage.open()
+    with pytest.raises(ConnectionError):
+        await restore(source, target, on_bytes=_cut_at(4_000_000))
+    for name in source.snapshots():
+        zfs.run("zfs", "destroy", f"{source.dataset}@{name}")
+    async with nothing_is_left(source, target):
+        assert (await restore(source, target))[0] == "full"
+    assert target.content() == source.content()
+
+
+def _cut_at(limit: int) -> Callable[[int], None]:
+    def cut(count: int) -> None:
+        if count >= limit:
+            raise ConnectionError("cut")
+
+    return cut
