@@ -370,6 +370,9 @@ class LocalShard:
                 shutil.chown(directory / name, self._user)
         if self.pool is not None:
             zfs.create(f"{self.pool}/peer{number}")
+        base = directory / "postgresql.conf"  # each peer's own, as on machines of their own
+        base.write_text(f"include '{self.directory / 'postgresql.conf'}'\n")
+        base.chmod(0o644)
         path = directory / "manatee.toml"
         path.write_text(as_toml(self._settings(number, ip, directory)))
         return LocalPeer(number, load(path), directory)
@@ -382,7 +385,7 @@ class LocalShard:
         common = self.directory
         postgres: dict[str, object] = {
             "bin_dir": self.postgresql.bin_dir,
-            "config_file": common / "postgresql.conf",
+            "config_file": directory / "postgresql.conf",
             "hba_file": common / "pg_hba.conf",
             "ident_file": common / "pg_ident.conf",
             "socket_dir": directory / "socket",

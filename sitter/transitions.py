@@ -20,12 +20,13 @@ from manatee.storage import Storage, StorageError, open_storage
 from sitter.bootstrap import Progress, RestoreFailed
 from sitter.bootstrap import Restore as Transfer
 from sitter.failures import Failures
-from sitter.postgres import causes, initdb, versions
+from sitter.postgres import causes, initdb, tail, versions
 from sitter.postgres import rewind as rewinding
 from sitter.postgres.configuration import ALONE, NOBODY, Replication, conninfo
 from sitter.postgres.errors import PostgresError, RestartNeeded
 from sitter.postgres.gate import caught_up
 from sitter.postgres.promote import promote
+from sitter.postgres.queries import Facts
 from sitter.postgres.rewind import Unrewindable, rewind
 from sitter.postgres.seal import seal_primary, seal_standby
 from sitter.postgres.server import Server
@@ -75,6 +76,9 @@ class Transitions:
         self.doing: str | None = None
         """The step that is being done, for people."""
         self._begun: float | None = None
+        self._on_purpose: str | None = None
+        """Why PostgreSQL is being restarted that has not died."""
+        self._cut_tail = False
         self.problem: str | None = None
         """Why the last attempt at the present wish failed."""
         self.restore: Progress | None = None
@@ -189,7 +193,10 @@ class Transitions:
             await self._server.reread()
             return  # what is wanted is brought about again: by these settings, whom we follow may be written otherwise
         self.restarts += 1
-        if not self._server.exited.is_set():
+        if self._on_purpose:
+            self._log.warning("restarting PostgreSQL", reason=self._on_purpose)
+            self._on_purpose = None
+        elif not self._server.exited.is_set():
             said = self._watch.problem or "no answer"
             cause = causes.cause_of(said)
             self.failures.failed(causes.HUNG if cause == causes.OTHER else cause, said)
@@ -229,7 +236,8 @@ class Transitions:
         while True:
             await asyncio.sleep(delay)
             facts = self._watch.facts
-            if facts is None or (self._server.obeys(facts) and not facts.replay_paused):
+            half = facts is not None and await self._holds_half_a_record(facts)
+            if facts is None or (self._server.obeys(facts) and not facts.replay_paused and not half):
                 self.problem, delay = None, shortest
                 continue
             delay = min(2 * delay, REPAIR_DELAY_MAX)
@@ -237,12 +245,27 @@ class Transitions:
                 if not self._server.obeys(facts):
                     await self._server.configure(self._server.replication)
                 if facts.replay_paused and (outgrown := await self._server.outgrown()):
-                    self._log.warning("restarting PostgreSQL: its replay is paused", reason=outgrown)
+                    self._on_purpose = f"its replay is paused: {outgrown}"
+                    await self._server.stop("immediate")
+                elif half:
+                    self._cut_tail = True
+                    self._on_purpose = "it holds the beginning of a record that its upstream will never complete"
                     await self._server.stop("immediate")
             except (PostgresError, OSError) as error:
                 if str(error) != self.problem:
                     self._log.error("PostgreSQL is not as it was told to be", error=str(error))
                 self.problem = str(error)
+
+    async def _holds_half_a_record(self, facts: Facts) -> bool:
+        """A standby that is not fed, since it asks for more than its upstream has (`tail`)."""
+        fed = facts.receiver is not None and facts.receiver.status == "streaming"
+        if fed or not facts.in_recovery or self.upstream is None or not self._server.said(*tail.SIGNS):
+            return False
+        try:
+            return await tail.cut(self._settings, only_look=True)
+        except (PostgresError, OSError) as error:
+            self._log.debug("the end of the log was not looked at", error=str(error))
+            return False
 
     def _failed(self, wanted: Wanted, error: Exception) -> None:
         problem = str(error)
@@ -414,6 +437,10 @@ class Transitions:
             await self._server.stop("immediate")
         if not self._server.running:
             self._void_seal()
+            if self._cut_tail:
+                self._begin("taking away half a record")
+                await tail.cut(self._settings)
+                self._cut_tail = False
             self._begin("starting PostgreSQL as a standby")
             await self._server.start(target, as_standby=True)
         elif not wanted.sealed and self._server.replication != target:

@@ -61,6 +61,10 @@ class Server:
     def last_words(self) -> str:
         return " | ".join(self._postmaster.last_lines[-3:]) or "it said nothing"
 
+    def said(self, *words: str) -> bool:
+        """Whether one of these is in the newest lines of its log."""
+        return any(each in line for line in self._postmaster.last_lines for each in words)
+
     @property
     def returncode(self) -> int | None:
         """How the last postmaster ended; negative: by that signal."""
