@@ -44,6 +44,8 @@ class Observed:
     """It is a standby."""
     read_only: bool = False
     """A transaction begun now could not write."""
+    pending_restart: tuple[str, ...] = ()
+    """Settings that were changed and wait for a restart of PostgreSQL."""
 
     @property
     def online(self) -> bool:

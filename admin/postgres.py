@@ -24,6 +24,7 @@ _WALSENDERS = """
     SELECT application_name, host(client_addr), state, sync_state, sent_lsn, write_lsn, flush_lsn, replay_lsn
     FROM pg_stat_replication ORDER BY backend_start
 """
+_PENDING = "SELECT name FROM pg_settings WHERE pending_restart ORDER BY name"
 _MODE = "SELECT pg_is_in_recovery(), current_setting('transaction_read_only') <> 'off'"
 # A standby that streams and has replayed all it received is not behind, however long ago the last commit was.
 _LAG = """
@@ -80,10 +81,15 @@ async def _ask(connection: psycopg.AsyncConnection[tuple[Any, ...]]) -> Observed
     rows = await (await connection.execute(_WALSENDERS)).fetchall()
     behind = await (await connection.execute(_LAG)).fetchone()
     mode = await (await connection.execute(_MODE)).fetchone()
+    pending = await (await connection.execute(_PENDING)).fetchall()
     assert behind is not None
     assert mode is not None
     return Observed(
-        walsenders=tuple(_walsender(row) for row in rows), lag=behind[0], in_recovery=mode[0], read_only=mode[1]
+        walsenders=tuple(_walsender(row) for row in rows),
+        lag=behind[0],
+        in_recovery=mode[0],
+        read_only=mode[1],
+        pending_restart=tuple(name for (name,) in pending),
     )
 
 

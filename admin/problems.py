@@ -42,6 +42,9 @@ def findings(state: ClusterState, seen: Observations) -> list[Finding]:
 def _look(state: ClusterState, seen: Observations) -> Iterator[Finding]:
     primary = seen.get(state.primary.id, NOT_ASKED)
     yield _answers("primary", state.primary, primary)
+    for peer in state.assigned:
+        if names := ", ".join(seen.get(peer.id, NOT_ASKED).pending_restart):
+            yield Finding("warning", f'peer "{peer.label}": changed settings wait for a restart of PostgreSQL: {names}')
     if state.one_node_write_mode or state.sync is None:
         yield from _singleton(state)
         return

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -197,6 +199,13 @@ def test_a_healthy_shard_has_no_problems_and_says_what_was_looked_at() -> None:
 )
 def test_each_problem_has_its_sentence(changes: dict[str, Observed], expected: list[str]) -> None:
     assert lines(state(), healthy() | changes) == expected
+
+
+def test_settings_that_wait_for_a_restart_are_named() -> None:
+    seen = dict(healthy())
+    seen[B.id] = replace(seen[B.id], pending_restart=("max_connections", "shared_buffers"))
+    sentence = 'peer "5e0a09bb": changed settings wait for a restart of PostgreSQL: max_connections, shared_buffers'
+    assert [str(found) for found in problems(state(), seen)] == [f"warning: {sentence}"]
 
 
 def test_a_shard_without_asyncs_and_one_with_deposed_peers_warn() -> None:
