@@ -16,7 +16,7 @@ from manatee.tls import BadCertificate
 from sitter.postgres.compare import compare
 from sitter.postgres.errors import PostgresError
 from sitter.postgres.server import Server
-from sitter.view import Compare, Link
+from sitter.view import Compare, Incomparable, Link
 
 FIRST_DELAY = 0.1
 LONGEST_DELAY = 10.0
@@ -40,6 +40,8 @@ class Comparer:
         self._wanted: Compare | None = None
         self._asked = asyncio.Event()
         self.link: Link | None = None
+        self.incomparable: Incomparable | None = None
+        """Why there will be no answer."""
         self.problem: str | None = None
         """Why there is no answer to the present question."""
 
@@ -52,7 +54,7 @@ class Comparer:
 
     def forget(self) -> None:
         """The data here are being replaced: what was found out about them is void."""
-        self.link = None
+        self.link = self.incomparable = None
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -99,10 +101,13 @@ class Comparer:
                     self._log.info(
                         "compared with upstream", upstream=upstream.label, answer=found.answer, detail=found.reason
                     )
-                self.link, self.problem = link, None
+                self.link, self.problem, self.incomparable = link, None, None
                 self._on_change()
                 return
             problem = await self._begin_later(found.reason)
+            if not self._server.running:  # so that nothing begins later, ever
+                self.incomparable = Incomparable(upstream.id, question.generation, question.proof, found.reason)
+                self._on_change()
         if problem != self.problem:
             self._log.warning("not comparable with upstream yet", upstream=upstream.label, reason=problem)
         self.problem = problem

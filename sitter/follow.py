@@ -46,6 +46,8 @@ def as_standby(shard: Shard) -> Decision:
         return Decision(reason, alone, compare=compare, waiting_for=f"{upstream.label} to catch up")
     if link or (proven and database.upstream == upstream.id):
         return Decision(f"following {upstream.label}", Standby(upstream), compare=compare)
+    if given_up := _incomparable(shard, upstream):
+        return given_up
     comparable = shard.serving(upstream)
     followed = None if comparable and shard.strays else shard.followed
     reason = f"waiting: it is not known yet whether the data here are a prefix of {upstream.label}'s"
@@ -76,6 +78,8 @@ def as_deposed(shard: Shard) -> Decision:
         return Decision(reason, Stopped(), write=Write(state.replace(deposed=others), view.version, reason))
     if link and link.answer is Comparison.DIVERGED:
         return _diverged(shard, source, link)
+    if given_up := _incomparable(shard, source):
+        return given_up
     reason = f"deposed: it is not known yet whether the data here are a prefix of {source.label}'s"
     return Decision(reason, Stopped(), compare=_comparison(shard, source), waiting_for=f"{source.label}, or {REBUILD}")
 
@@ -97,7 +101,7 @@ def _diverged(shard: Shard, upstream: Peer, link: Link) -> Decision:
     """Rewind or restore as far as that is allowed and certain to lose nothing; else wait for an operator."""
     rejoin, database, primary = shard.view.rejoin, shard.view.database, shard.state.primary
     waiting = _departed(upstream, link.detail)
-    if not _may_be_given_up(shard, link):
+    if link.parting is Parting.DATABASE or not _may_be_given_up(shard, link.proof):
         compare = None if shard.follows and shard.strays else _comparison(shard, upstream)
         certain = f"{upstream.label} to prove its data" if link.proof < shard.state.generation else VERIFY
         return replace(waiting, compare=compare, waiting_for=f"{REBUILD}, or {certain}")
@@ -119,7 +123,17 @@ def _departed(upstream: Peer, detail: str) -> Decision:
     return Decision(reason, Stopped(), waiting_for=REBUILD, diverged=f"from {upstream.label}: {detail}")
 
 
-def _may_be_given_up(shard: Shard, link: Link) -> bool:
+def _incomparable(shard: Shard, upstream: Peer) -> Decision | None:
+    """Data that can no longer be compared are restored, where that is allowed: they will never be proven."""
+    found = shard.view.database.incomparable
+    if found is None or (found.upstream, found.generation) != (upstream.id, shard.state.generation):
+        return None
+    if shard.view.rejoin is not Rejoin.REBUILD or not _may_be_given_up(shard, found.proof):
+        return None
+    return _restored(shard, f"the data here cannot be compared with {upstream.label}'s any more: {found.detail}")
+
+
+def _may_be_given_up(shard: Shard, upstreams: int) -> bool:
     """It is certain that our data hold nothing acknowledged that the shard's history does not.
 
     The upstream's hold all of it: they are proven of this generation. If ours were proven, too, one of the proofs would
@@ -128,12 +142,7 @@ def _may_be_given_up(shard: Shard, link: Link) -> bool:
     follows_first = shard.state.sync is not None and shard.state.sync.id == shard.view.me.id
     too_much = shard.needed_proof if follows_first else shard.state.generation
     proven = shard.view.memory.proof >= too_much
-    return (
-        link.proof >= shard.state.generation
-        and link.parting is not Parting.DATABASE
-        and not proven
-        and not shard.view.write_open
-    )
+    return upstreams >= shard.state.generation and not proven and not shard.view.write_open
 
 
 def _replaced(shard: Shard) -> Decision | None:

@@ -121,11 +121,12 @@ class Observer:
                 if row.application_name in names and row.state == "streaming" and row.flush is not None
             },
             link=link,
+            incomparable=self._comparer.incomparable,
             failing_for=None if transitions.failures.since is None else _since(transitions.failures.since, never=0.0),
             handing_over=transitions.handing_over,
-            replacing=transitions.replacing,
-            torn=transitions.torn,
-            unrewindable=transitions.unrewindable,
+            replacing=transitions.replacement.under_way,
+            torn=transitions.replacement.torn,
+            unrewindable=transitions.replacement.unrewindable,
         )
 
     def _confirmed_link(self, active: list[Active]) -> Link | None:

@@ -10,27 +10,24 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cached_property
 
-from manatee.cluster import Peer, application_name, written_time
+from manatee.cluster import Peer, application_name
 from manatee.config import Settings
 from manatee.log import Logger
 from manatee.lsn import Lsn
-from manatee.storage import Storage, StorageError, open_storage
+from manatee.storage import Storage, StorageError
 from sitter.bootstrap import Progress, RestoreFailed
-from sitter.bootstrap import Restore as Transfer
 from sitter.failures import Failures
-from sitter.postgres import causes, initdb, tail, versions
-from sitter.postgres import rewind as rewinding
+from sitter.postgres import causes, initdb, tail
 from sitter.postgres.configuration import ALONE, NOBODY, Replication, conninfo
 from sitter.postgres.errors import PostgresError, RestartNeeded
 from sitter.postgres.gate import caught_up
 from sitter.postgres.promote import promote
 from sitter.postgres.queries import Facts
-from sitter.postgres.rewind import Unrewindable, rewind
 from sitter.postgres.seal import seal_primary, seal_standby
 from sitter.postgres.server import Server
 from sitter.postgres.watch import Watch
+from sitter.replacement import Replacement
 from sitter.view import Initialize, Keep, Primary, Restore, Rewind, Standby, Stopped, Wanted
 
 RETRY_DELAY = 0.2
@@ -42,9 +39,6 @@ REPAIR_DELAY_MAX = 30.0
 
 TIDY_INTERVAL = 60.0
 """Seconds between two attempts at destroying what restores have left."""
-
-REWINDS = 10
-"""Attempts at rewinding these data that may fail before anything is changed, for want of the source mostly."""
 
 OUTGROWN_INTERVAL = 1.0
 """Seconds between two looks at whether a standby that lets nobody in needs greater settings."""
@@ -81,19 +75,19 @@ class Transitions:
         self._cut_tail = False
         self.problem: str | None = None
         """Why the last attempt at the present wish failed."""
-        self.restore: Progress | None = None
-        self.replacing: Restore | Rewind | None = None
-        """What is being done to the data."""
-        self.unrewindable: str | None = None
-        """Why these data cannot be rewound, as far as that was tried."""
-        self._rewinds = 0
+        self.replacement = Replacement(settings, watch, log, on_change)
         self.ready = asyncio.Event()
         """The core has found this peer ready: the data here need none of what a restore has put aside."""
 
-    @cached_property
+    @property
     def storage(self) -> Storage:
         """Where the data are."""
-        return open_storage(self._settings)
+        return self.replacement.storage
+
+    @property
+    def restore(self) -> Progress | None:
+        """The restore or rewind that runs, or the last."""
+        return self.replacement.progress
 
     @property
     def idle(self) -> bool:
@@ -104,11 +98,6 @@ class Transitions:
     def running(self) -> bool:
         """Processes of PostgreSQL run here."""
         return self._server.running
-
-    @property
-    def torn(self) -> bool:
-        """A rewind of the data was cut short."""
-        return not isinstance(self.replacing, Rewind) and rewinding.torn(self._settings)
 
     @property
     def open(self) -> bool:
@@ -133,7 +122,7 @@ class Transitions:
             return
         self._wanted = wanted
         self.problem = None
-        self.replacing = wanted if isinstance(wanted, Restore | Rewind) else None
+        self.replacement.under_way = wanted if isinstance(wanted, Restore | Rewind) else None
         if not getattr(wanted, "sealed", False):
             self._unseal()  # before anything is undone: nobody may declare on a position that no longer holds
         self._news.set()
@@ -323,76 +312,18 @@ class Transitions:
         self._watch.forget_identity()
 
     async def _replace(self, wanted: Restore | Rewind) -> None:
-        """Other data take the place of those here: as long as that goes on, nothing that was known of them counts."""
         self.ready.clear()
-        self.replacing = wanted
-        try:
-            if isinstance(wanted, Rewind):
-                await self._rewind(wanted.source)
-            else:
-                await self._restore(wanted.sources)
-        finally:
-            if self.replacing is wanted:
-                self.replacing = None
-
-    async def _rewind(self, source: Peer) -> None:
-        self._begin(f"rewinding to the data of {source.label}")
+        if isinstance(wanted, Rewind):
+            self._begin(f"rewinding to the data of {wanted.source.label}")
+        elif not wanted.sources:
+            self._begin("waiting for a peer to restore from")
+            return
+        else:
+            self._begin(f"restoring from {wanted.sources[0].label}")
         await self._server.stop("immediate")
         self.upstream = None
         self._void_seal()
-        begun = written_time(time.time())
-        self._rewinds += 1
-        try:
-            if self._rewinds > REWINDS:
-                raise Unrewindable(f"they were not rewound in {REWINDS} attempts, the last: {self.problem}")
-            await rewind(
-                self._settings,
-                source,
-                self._log,
-                lambda done, total: self._progressed(Progress("running", source.pg_url, 1, done, total, begun, None)),
-            )
-        except (PostgresError, OSError) as error:
-            self._progressed(Progress("failed", source.pg_url, 1, 0, None, begun, str(error)))
-            if not isinstance(error, Unrewindable):
-                raise
-            self.unrewindable = str(error)
-            self._log.error("the data cannot be rewound", source=source.label, reason=str(error))
-        else:
-            self._progressed(replace(self.restore, state="done") if self.restore else None)
-            self.unrewindable = "they have diverged although they were rewound"  # if that is asked for again
-            self._watch.forget_identity()
-
-    async def _restore(self, sources: tuple[Peer, ...]) -> None:
-        if not sources:
-            self._begin("waiting for a peer to restore from")
-            return
-        self._begin(f"restoring from {sources[0].label}")
-        await self._server.stop("immediate")
-        transfer = Transfer(self._settings, self.storage, self._log, self._progressed)
-        self.restore = transfer.progress
-
-        async def before_adopt() -> None:
-            self._watch.forget_identity()
-
-        await transfer.run(
-            sources,
-            major_version=str(
-                await versions.of_programs(self._settings, timeout=self._settings.postgres.query_timeout)
-            ),
-            system_identifier=self.system_identifier,
-            before_adopt=before_adopt,
-        )
-        self._forget_rewinds()
-        rewinding.forget(self._settings)
-        initdb.write_access_files(self._settings)
-        self._watch.forget_identity()
-
-    def _forget_rewinds(self) -> None:
-        self._rewinds, self.unrewindable = 0, None
-
-    def _progressed(self, progress: Progress | None) -> None:
-        self.restore = progress
-        self._on_change()
+        await self.replacement.run(wanted, self.system_identifier)
 
     async def _primary(self, wanted: Primary) -> None:
         name = application_name(wanted.sync) if wanted.sync else ALONE
@@ -470,7 +401,7 @@ class Transitions:
                     raise PostgresError(f"its replay was paused before anyone was let in: {outgrown}")
             await self._server.opening(asked=time.monotonic() - begun)
         self.failures.came_up()
-        self._forget_rewinds()
+        self.replacement.settled()
         self._on_change()
 
     # --- Seals --------------------------------------------------------------------------------------------------

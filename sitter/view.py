@@ -100,6 +100,17 @@ class Link:
 
 
 @dataclass(frozen=True)
+class Incomparable:
+    """Our WAL cannot be compared with an upstream's, and will not be: what it would take is gone."""
+
+    upstream: str
+    generation: int
+    proof: int
+    """The upstream's then."""
+    detail: str
+
+
+@dataclass(frozen=True)
 class Database:
     """The PostgreSQL of this peer."""
 
@@ -126,6 +137,7 @@ class Database:
     attached: Mapping[str, Lsn] = field(default_factory=dict)
     """The ids of the peers that stream from it, with what each has flushed."""
     link: Link | None = None
+    incomparable: Incomparable | None = None
     failing_for: float | None = None
     """Since it was found dead or hung although it should run; None while it runs, or makes its way up."""
     handing_over: bool = False

@@ -9,7 +9,20 @@ import pytest
 
 from manatee.cluster import ClusterState, Comparison
 from sitter.decide import decide
-from sitter.view import Decision, Keep, Link, Parting, Primary, Rejoin, Restore, Rewind, Standby, Stopped, View
+from sitter.view import (
+    Decision,
+    Incomparable,
+    Keep,
+    Link,
+    Parting,
+    Primary,
+    Rejoin,
+    Restore,
+    Rewind,
+    Standby,
+    Stopped,
+    View,
+)
 from tests.core.views import END, GENERATION, A, B, C, D, active, says, state, view
 
 DEPOSED = {"state": state(primary=B, sync=C, **{"async": [D]}, deposed=[A]), "online": False, "upstream": None}
@@ -66,6 +79,25 @@ def test_what_cannot_be_rewound_is_restored_if_that_is_allowed(changes: Any) -> 
 )
 def test_data_are_given_up_only_if_it_is_certain_that_nothing_is_lost(changes: Any) -> None:
     assert deposed(Rejoin.REBUILD, **changes).database == Stopped()
+
+
+@pytest.mark.parametrize(
+    ("rejoin", "changes", "restores"),
+    [
+        (Rejoin.REBUILD, {}, True),
+        (Rejoin.REWIND, {}, False),
+        (Rejoin.REBUILD, {"upstream": C.id}, False),
+        (Rejoin.REBUILD, {"generation": GENERATION - 1}, False),
+        (Rejoin.REBUILD, {"proof": GENERATION - 1}, False),
+    ],
+    ids=["rebuild", "rewind", "another upstream", "another generation", "an upstream without proof"],
+)
+def test_data_that_cannot_be_compared_any_more_are_restored_if_that_is_allowed(
+    rejoin: Rejoin, changes: Any, restores: bool
+) -> None:
+    found = replace(Incomparable(B.id, GENERATION, GENERATION, "recycled"), **changes)
+    decision = deposed(rejoin, link=None, incomparable=found)
+    assert decision.database == (Restore((C, D, B)) if restores else Stopped())
 
 
 @pytest.mark.parametrize(("proof", "wanted"), [(0, Rewind(A)), (GENERATION - 1, Stopped())])
