@@ -86,9 +86,9 @@ class Upkeep:
             except TimeoutError:
                 pass
             self._news.clear()
-            pause = INTERVAL if await self._look() else SOON
+            pause = INTERVAL if await self.look() else SOON
 
-    async def _look(self) -> bool:
+    async def look(self) -> bool:
         """Look once; whether all was well."""
         if not self._server.running:
             self.last = Upkept()

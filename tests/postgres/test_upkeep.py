@@ -44,7 +44,7 @@ async def test_what_a_role_or_a_database_says_against_a_promise_is_taken_away(ma
         await connection.execute('alter role "a client" set default_transaction_read_only = on')
         await connection.execute("alter role \"a client\" set work_mem = '9MB'")
     keeper = upkeep(node)
-    assert not await keeper._look()
+    assert not await keeper.look()
     assert sorted(keeper.document()["overridden"]) == [
         "synchronous_commit = off for role a client",
         "synchronous_commit = remote_write for database template1",
@@ -52,7 +52,7 @@ async def test_what_a_role_or_a_database_says_against_a_promise_is_taken_away(ma
         "wal_sender_timeout = 0 for role a client in database postgres",
     ]
     assert keeper.document()["repairs"] == 4
-    assert await keeper._look()
+    assert await keeper.look()
     assert keeper.document()["overridden"] == []
     left = await node.sql("select unnest(setconfig) word from pg_db_role_setting order by word")
     assert [word for (word,) in left] == [
@@ -75,7 +75,7 @@ async def test_every_owned_setting_is_put_right_again(machines: Machines) -> Non
 
     await until(lambda: says("wal_sender_timeout", "0"))
     keeper = upkeep(node)
-    assert not await keeper._look()
+    assert not await keeper.look()
     assert [word.split(" by ")[0] for word in keeper.document()["wrong"]] == ["wal_sender_timeout is '0'"]
     await until(lambda: says("wal_sender_timeout", "8s"))
     assert await node.value("show work_mem") == "9MB"
@@ -88,7 +88,7 @@ async def test_what_waits_for_a_restart_and_what_cannot_be_read_is_shown(machine
     assert base is not None
     await node.start_primary()
     keeper = upkeep(node)
-    assert await keeper._look()
+    assert await keeper.look()
     assert not any(keeper.document()[key] for key in ("wrong", "pendingRestart", "broken", "overridden", "problem"))
     base.write_text(base.read_text() + "max_connections = 41\nwork_mem = 7MB\n")
     node.postmaster.reload()
@@ -96,13 +96,13 @@ async def test_what_waits_for_a_restart_and_what_cannot_be_read_is_shown(machine
     assert keeper.document()["wrong"] == keeper.document()["broken"] == []
     base.write_text(base.read_text() + "work_mem = = 8MB\n")
     node.postmaster.reload()
-    assert await keeper._look()
+    assert await keeper.look()
     (broken,) = keeper.document()["broken"]
     assert f"{base}:7: syntax error" in broken
 
 
 async def sees(keeper: Upkeep, key: str, what: object) -> bool:
-    await keeper._look()
+    await keeper.look()
     return bool(keeper.document()[key] == what)
 
 
@@ -194,7 +194,7 @@ async def test_who_may_not_come_as_superuser_comes_as_the_role(machines: Machine
         "local all postgres trust\nhost all,replication replication 127.0.0.0/8 scram-sha-256\n"
     )
     await node.start_primary()
-    assert not await upkeep(node)._look()
+    assert not await upkeep(node).look()
     me = node.settings.identity
     assert (await compare.their_log(node.settings, me)).timeline == 1
     seen = (await observe([me], node.settings))[me.id]
@@ -267,12 +267,12 @@ async def test_a_peer_that_was_away_finds_all_the_wal_that_it_needs(machines: Ma
     redo = (await queries.facts(standby.settings)).redo
     assert redo is not None
     keeper.tell({me: redo})
-    assert not await keeper._look()
-    assert await keeper._look()
+    assert not await keeper.look()
+    assert await keeper.look()
     await standby.postmaster.stop("fast", timeout=10)
     keeper.tell({})
     await much_wal(primary, 8)
-    assert await keeper._look()
+    assert await keeper.look()
     assert await segments(primary) >= 8
     await standby.start_standby(primary)
 
@@ -285,7 +285,7 @@ async def test_a_peer_that_was_away_finds_all_the_wal_that_it_needs(machines: Ma
     redo = (await queries.facts(standby.settings)).redo
     assert redo is not None
     keeper.tell({me: redo})
-    await keeper._look()
+    await keeper.look()
     await much_wal(primary, 1)
     assert await segments(primary) <= 6, "what it has is not kept for it"
 
@@ -294,14 +294,14 @@ async def test_a_peer_that_never_returns_does_not_fill_the_disk(machines: Machin
     primary, standby = await with_slots(machines, 48)
     keeper, me = upkeep(primary), standby.settings.identity.id
     keeper.tell({me: Lsn(1)})
-    await keeper._look()
+    await keeper.look()
     await standby.postmaster.stop("fast", timeout=10)
     keeper.tell({})
     await much_wal(primary, 8)
     assert (await status(primary)).get(slots.name(me)) == "lost"
     await much_wal(primary, 1)
     assert await segments(primary) <= 9
-    assert not await keeper._look()
+    assert not await keeper.look()
     assert await status(primary) == {}
     await standby.postmaster.stop("immediate", timeout=5)
 
@@ -313,7 +313,7 @@ async def test_slots_are_kept_on_a_standby_and_outlive_its_promotion(machines: M
     assert facts.redo is not None
     for each in (upkeep(primary), keeper):
         each.tell({A: facts.redo, me: facts.redo})
-        await each._look()
+        await each.look()
         assert each.last.problem is None
     await much_wal(primary, 2)
 
@@ -327,7 +327,7 @@ async def test_slots_are_kept_on_a_standby_and_outlive_its_promotion(machines: M
     assert redo is not None
     assert redo > facts.redo
     keeper.tell({A: redo})
-    await keeper._look()
+    await keeper.look()
     await standby.server.configure(Replication(NOBODY, read_only=True))
     await primary.crash()
     await standby.sql("select pg_promote()")
