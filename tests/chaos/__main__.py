@@ -29,7 +29,7 @@ from tests.chaos.faults import FAULTS
 from tests.chaos.history import Journal
 from tests.chaos.lab import FAKETIME, Lab, complete
 from tests.chaos.report import write_report
-from tests.chaos.rounds import Result, run, summary
+from tests.chaos.rounds import Result, at_random, run, summary
 from tests.chaos.schedule import ROUND
 from tests.chaos.slot import Impossible, claimed
 
@@ -120,7 +120,7 @@ async def play(output: Path, seed: int, given: Mapping[str, Any]) -> Result:
         )
         try:
             async with complete(lab):
-                await run(lab, result, rounds=given["rounds"], faults=faults, length=given["seconds"])
+                await run(lab, result, at_random(seed, faults, given["seconds"]), rounds=given["rounds"])
         finally:
             if lab.peers:
                 write_report(output, lab, result)

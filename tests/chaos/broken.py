@@ -21,8 +21,6 @@ PATIENCE = 2.0
 class Broken:
     what: str
     install: Callable[[], None]
-    faults: str
-    """Which of the faults it takes to see it."""
     promises: frozenset[str]
     """Of which one at least is found broken."""
 
@@ -99,12 +97,11 @@ def credulous() -> None:
 _LOST, _TWO = "no acknowledged write is lost", "at most one peer acknowledges writes"
 
 BROKEN: Mapping[str, Broken] = {
-    "asynchronous": Broken("commits wait for nobody", asynchronous, "isolate,stop-peer", frozenset({_LOST, _TWO})),
-    "degrading": Broken("commits stop waiting when the sync is gone", degrading, "isolate", frozenset({_LOST, _TWO})),
+    "asynchronous": Broken("commits wait for nobody", asynchronous, frozenset({_LOST, _TWO})),
+    "degrading": Broken("commits stop waiting when the sync is gone", degrading, frozenset({_LOST, _TWO})),
     "credulous": Broken(
         "data are followed without a comparison",
         credulous,
-        "isolate,stop-peer",
         frozenset({"no manual step", "all peers hold the same", _LOST}),
     ),
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,6 +56,15 @@ class Ensemble:
         """`leader`, `follower`, or None while it serves nobody."""
         said = await four_letters("srvr", self.network.nodes[node], PORT, timeout=1.0)
         return next((line.split()[1] for line in said.splitlines() if line.startswith("Mode: ")), None)
+
+    async def serves(self, *, within: float) -> bool:
+        """Whether there is a leader in so many seconds."""
+        deadline = time.monotonic() + within
+        while await self.leader() is None:
+            if time.monotonic() > deadline:
+                return False
+            await asyncio.sleep(0.1)
+        return True
 
     async def leader(self) -> str | None:
         for node in NODES:

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,9 @@ from tests.chaos.topology import NetworkFailed
 
 RECOVERY = 60.0
 """Seconds after the last healing within which the shard must take writes."""
+ELECTION = 120.0
+"""Seconds within which ZooKeeper must have a leader again. That is its own affair: after a partition it may take a minute
+until its servers have all dialled each other anew, and the shard's time runs from then on."""
 SETTLE = 150.0
 """Seconds within which it must be complete after that."""
 REBUILDS = 3
@@ -69,13 +72,22 @@ async def under_way(lab: Lab, chronicle: Chronicle) -> AsyncIterator[None]:
         await asyncio.gather(writing, return_exceptions=True)
 
 
-async def run(lab: Lab, result: Result, *, rounds: int, faults: Sequence[str], length: float = ROUND) -> None:
-    """Run rounds until they are done or something is found. The lab is complete and has its tables."""
+Plan = Callable[[int], Sequence[Strike]]
+"""What strikes in which round."""
+
+
+def at_random(seed: int, faults: Sequence[str], length: float = ROUND) -> Plan:
+    """The schedule of a seed."""
     kinds = {name: FAULTS[name].kind for name in faults}
+    return lambda number: schedule(seed, number, kinds, length)
+
+
+async def run(lab: Lab, result: Result, plan: Plan, *, rounds: int) -> None:
+    """Run rounds until they are done or something is found. The lab is complete and has its tables."""
     chronicle = Chronicle(lab)
     for number in range(1, rounds + 1):
         async with under_way(lab, chronicle):
-            strikes = schedule(result.seed, number, kinds, length)
+            strikes = plan(number)
             lab.journal.note("round", "shard", f"round {number} of {rounds}, {len(strikes)} strikes")
             await strike_all(lab, strikes, result)
             await look_at_everything(lab, result)
@@ -115,6 +127,8 @@ async def _strike(lab: Lab, strike: Strike, began: float, result: Result) -> Non
 
 async def look_at_everything(lab: Lab, result: Result) -> None:
     """Everything is healed: what must hold now, and what must have held all the time."""
+    if not await lab.ensemble.serves(within=ELECTION):
+        lab.journal.note("trouble", "ZooKeeper", f"has no leader {ELECTION:.0f} s after healing")
     healed = time.monotonic()
 
     def found(promise: str, text: str, at: float | None = None) -> None:

@@ -17,7 +17,8 @@ from tests.chaos.faults import FAULTS
 from tests.chaos.history import Journal
 from tests.chaos.lab import FAKETIME, Lab, complete
 from tests.chaos.report import write_report
-from tests.chaos.rounds import Result, run, summary
+from tests.chaos.rounds import Plan, Result, at_random, run, summary
+from tests.chaos.schedule import Strike
 
 SEED = int(os.environ.get("SEED", "20260116"))
 _OBSTACLE = slot.obstacle()
@@ -27,16 +28,15 @@ pytestmark = [
 ]
 
 
-async def played(output: Path, faults: list[str], *, number: int, seconds: float, name: str | None = None) -> Result:
+async def played(output: Path, plan: Plan, *, number: int, name: str | None = None, clocks: bool = False) -> Result:
     """What comes of some rounds; the timeline is printed, for the report of a failed test."""
     journal = Journal(output / "events.jsonl", echo=True)
     result = Result(SEED)
-    clocks = "clock-jump" in faults and FAKETIME.exists()
     with slot.claimed() as taken:
         lab = Lab(taken, journal, postgresql=choose(15), broken=name, clocks=clocks)
         try:
             async with complete(lab):
-                await run(lab, result, rounds=number, faults=faults, length=seconds)
+                await run(lab, result, plan, rounds=number)
         finally:
             if lab.peers:
                 write_report(output, lab, result)
@@ -45,7 +45,7 @@ async def played(output: Path, faults: list[str], *, number: int, seconds: float
 
 
 async def test_random_faults_break_no_promise(tmp_path: Path) -> None:
-    result = await played(tmp_path, list(FAULTS), number=2, seconds=35.0)
+    result = await played(tmp_path, at_random(SEED, list(FAULTS), 35.0), number=2, clocks=FAKETIME.exists())
     click.echo(f"seed {SEED}: {summary(result)}; the same again: make chaos ROUNDS=2 SEED={SEED} ARGS='--seconds 35'")
     assert list(map(str, result.findings)) == []
     assert result.struck.total() >= 8
@@ -57,6 +57,7 @@ async def test_what_is_broken_on_purpose_is_found(tmp_path: Path, name: str, mon
     if name != "asynchronous" and os.environ.get("MANATEE_CHAOS") != "cases":
         pytest.skip("one broken sitter is enough for every day: make chaos-cases")
     monkeypatch.setattr(rounds, "SETTLE", 60.0)
-    result = await played(tmp_path, broken.BROKEN[name].faults.split(","), number=3, seconds=30.0, name=name)
+    cut_off = Strike(3.0, "isolate", "primary", 14.0, chance=0)
+    result = await played(tmp_path, lambda _: (cut_off,), number=2, name=name)
     assert result.findings != []
     assert {finding.promise for finding in result.findings} & broken.BROKEN[name].promises
