@@ -23,6 +23,10 @@ class Bandwidth:
         self._counted = time.monotonic()
         self._turn = asyncio.Lock()
 
+    @property
+    def unlimited(self) -> bool:
+        return self._limit is None
+
     async def reserve(self, wanted: int) -> int:
         """Between 1 and `wanted` bytes that may be sent, once there are some. What is not sent goes to `give_back`."""
         if self._limit is None:

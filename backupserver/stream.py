@@ -43,10 +43,10 @@ class Transfer:
     gone: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when nobody waits for it any more."""
 
-    def moved(self, count: int) -> None:
-        """So many bytes more are on their way."""
+    def reached(self, count: int) -> None:
+        """So many bytes are on their way by now."""
         self.state = "running"
-        self.bytes += count
+        self.bytes = count
         self.pace.mark(time.monotonic(), self.bytes)
 
     def document(self) -> dict[str, object]:
@@ -103,6 +103,9 @@ async def _pump(
         if socket is not None:
             await _sent_before(request, idle)
             try:
+                if bandwidth.unlimited:
+                    await _at_once(source, socket, transfer, idle)
+                    return
                 await _all(_by_kernel(source, socket, idle), pipe.SLICE, transfer, bandwidth, idle)
             except pipe.NotSpliceable:
                 pass
@@ -112,6 +115,20 @@ async def _pump(
             _by_copying(sending.fd, response, hashed, idle_timeout), pipe.CHUNK, transfer, bandwidth, idle_timeout
         )
     transfer.sha256 = hashed.hexdigest() if hashed is not None else None
+
+
+async def _at_once(source: int, socket: int, transfer: Transfer, idle: float) -> None:
+    """All of it, by the kernel and as fast as it can."""
+    try:
+        await pipe.splice_all(
+            source, socket, transfer.reached, first_within=PREPARE_WITHIN, source_within=idle, target_within=idle
+        )
+    except pipe.SourceStalled:
+        raise SendFailed(f"the sender gave no byte for {idle if transfer.bytes else PREPARE_WITHIN:g} s") from None
+    except pipe.TargetStalled:
+        raise ReceiverGone(f"the receiver took no byte for {idle:g} s") from None
+    except ConnectionError as error:
+        raise ReceiverGone("the receiver went away") from error
 
 
 async def _all(move: _Move, at_once: int, transfer: Transfer, bandwidth: Bandwidth, idle_timeout: float) -> None:
@@ -130,7 +147,7 @@ async def _all(move: _Move, at_once: int, transfer: Transfer, bandwidth: Bandwid
         if not moved:
             return
         patience = idle_timeout
-        transfer.moved(moved)
+        transfer.reached(transfer.bytes + moved)
         await asyncio.sleep(0)  # neither end may ever have made us wait
 
 

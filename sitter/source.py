@@ -78,18 +78,18 @@ class Stream:
         """
         transport = self._plain()
         if transport is not None:
-            await self._counted(lambda: self._take_over(transport, target), on_bytes)
+            await self._explained(lambda: self._take_over(transport, target))
+            on_bytes(self.bytes)
             socket = os.dup(transport.get_extra_info("socket").fileno())
             try:
-                while await self._counted(lambda: self._splice(socket, target), on_bytes):
-                    await asyncio.sleep(0)  # neither end may ever have made us wait
+                await self._explained(lambda: self._splice(socket, target, on_bytes))
                 return
             except pipe.NotSpliceable:
                 transport.resume_reading()
             finally:
                 os.close(socket)
-        while await self._counted(lambda: self._copy(target), on_bytes):
-            pass
+        while await self._explained(lambda: self._copy(target)):
+            on_bytes(self.bytes)
 
     async def check_complete(self) -> None:
         """Returns only if the sender says that it sent all of it, and what it sent is what came."""
@@ -110,9 +110,15 @@ class Stream:
         transport.pause_reading()
         return await self._write(target, read)
 
-    async def _splice(self, socket: int, target: int) -> int:
-        idle = self._server.idle_timeout
-        return await pipe.splice(socket, target, pipe.SLICE, source_within=idle, target_within=idle)
+    async def _splice(self, socket: int, target: int, on_bytes: Callable[[int], None]) -> int:
+        idle, before = self._server.idle_timeout, self.bytes
+
+        def reached(count: int) -> None:
+            self.bytes = before + count
+            on_bytes(self.bytes)
+
+        await pipe.splice_all(socket, target, reached, first_within=idle, source_within=idle, target_within=idle)
+        return self.bytes - before
 
     async def _copy(self, target: int) -> int:
         try:
@@ -130,14 +136,14 @@ class Stream:
                 await pipe.write(target, chunk)
         except TimeoutError:
             raise pipe.TargetStalled from None
+        self.bytes += len(chunk)
         return len(chunk)
 
-    async def _counted(self, move: Callable[[], Awaitable[int]], on_bytes: Callable[[int], None]) -> int:
-        """One move of some bytes, the reason found out if it fails; how many, 0 at the end of the stream."""
+    async def _explained(self, move: Callable[[], Awaitable[int]]) -> int:
+        """Move some bytes, and find out why if that fails; how many."""
         while True:
             try:
-                count = await move()
-                break
+                return await move()
             except pipe.SourceStalled:
                 if self.bytes == 0 and (await self._server.outcome(self.id)).state == "preparing":
                     continue
@@ -148,10 +154,6 @@ class Stream:
                 raise TargetBroken from error
             except (aiohttp.ClientError, OSError) as error:
                 raise SourceFailed(await self._why(f"the stream broke off: {_words(error)}")) from error
-        if count:
-            self.bytes += count
-            on_bytes(self.bytes)
-        return count
 
     async def _why(self, seen: str) -> str:
         """What was seen here, and the sender's side of it."""

@@ -114,8 +114,7 @@ async def splice_all(
             os.close(stop)  # wakes it; it does not wait for anything else
             thread.shutdown()
             os.close(stopped)
-            if not work.cancelled() and work.done():
-                work.exception()
+            work.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen, if nobody waits any more
 
 
 class _Moving:

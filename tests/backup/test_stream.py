@@ -60,7 +60,7 @@ async def test_where_it_cannot_the_bytes_are_copied(peer: Peer, monkeypatch: pyt
     async def refused(*_: object, **__: object) -> int:
         raise pipe.NotSpliceable
 
-    monkeypatch.setattr(pipe, "splice", refused)
+    monkeypatch.setattr(pipe, "splice_all", refused)
     copied = Copied(monkeypatch)
     async with serving(peer, Sender(SIZE)) as source:
         taken = await take(source, peer.settings)
