@@ -40,7 +40,7 @@ class Zfs:
     def __init__(self, settings: Settings) -> None:
         assert settings.storage.dataset is not None
         self._settings = settings
-        self._log = structlog.get_logger().bind(storage=self.driver)
+        self._log = structlog.get_logger(storage=self.driver)  # bound when used: logging may not be set up yet
         self._owner = account(settings.postgres.user)
         self._names = Names(settings.storage.dataset)
         self._place = Place(self._names, settings.storage.directory, self._owner, self._log)
