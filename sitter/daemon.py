@@ -219,7 +219,7 @@ class Daemon:
 
     async def _write(self, decision: Decision) -> None:
         assert decision.write is not None
-        write = decision.write
+        write, begun = decision.write, time.monotonic()
         try:
             await self._coordination.write_state(write.state, version=write.version, cluster=write.cluster)
         except Conflict as error:
@@ -231,6 +231,7 @@ class Daemon:
                 primary=write.state.primary.label,
                 sync=write.state.sync.label if write.state.sync else None,
                 reason=write.reason,
+                seconds=round(time.monotonic() - begun, 3),
             )
         self.wake()
 

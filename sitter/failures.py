@@ -17,8 +17,9 @@ AT_ONCE = 1.0
 """Seconds of being up after which it is restarted at once; one that dies earlier is given more and more time."""
 
 PAUSE = 0.2
-PAUSE_MAX = 5.0
-"""Seconds before it is started again when it has died early: the first time, doubling up to the last."""
+PAUSE_MAX = 10.0
+"""Seconds before it is started again when it has died early: the first time, doubling up to the last. An attempt costs
+half a second of a core."""
 
 FLAPPING = 3
 """Failures in a row after which a server that is up is not relied on before it has been up for long."""

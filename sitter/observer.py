@@ -20,8 +20,9 @@ from sitter.view import Database, Limits, Link, Memory, Present, Rejoin, View
 FLICKER = 1.0
 """Seconds without streaming that do not count: a receiver starts anew when its upstream changes, or its timeline."""
 
-SILENCE = 10.0
-"""Seconds without a message after which a receiver that says it streams does not: one that works gives up after 8."""
+SILENCE = 6.0
+"""Seconds without a message after which a receiver that says it streams does not: one that works asks for a sign of
+life after 4 (half of `wal_receiver_timeout`) and is answered at once."""
 
 
 class Observer:
