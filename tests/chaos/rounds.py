@@ -32,8 +32,8 @@ from tests.chaos.topology import NetworkFailed
 RECOVERY = 60.0
 """Seconds after the last healing within which the shard must take writes."""
 ELECTION = 120.0
-"""Seconds within which ZooKeeper must have a leader again. That is its own affair: after a partition its servers may take
-a minute to dial each other anew. The shard's time runs from then on."""
+"""Seconds within which ZooKeeper must have a leader again. That is its own affair: after a partition its servers may
+take a minute to dial each other anew. The shard's time runs from then on."""
 SETTLE = 150.0
 """Seconds within which it must be complete after that."""
 REBUILDS = 3
