@@ -13,7 +13,8 @@ OTHER = "other"
 
 _SIGNS = (
     ("disk_full", r"No space left on device|Disk quota exceeded"),
-    ("configuration", r"configuration file|unrecognized configuration parameter|invalid value for parameter"),
+    ("configuration", r"configuration file .* contains errors|(syntax error|could not open|open) .*file .*\.conf"),
+    ("configuration", r"unrecognized configuration parameter|invalid value for parameter"),
     ("data_directory", r"Permission denied|[Nn]o such file or directory|has wrong ownership|invalid permissions"),
     ("data_directory", r"Input/output error|Read-only file system|could not read file|checksum|corrupt"),
     ("memory", r"out of memory|Cannot allocate memory|could not (map|create) .*shared memory"),

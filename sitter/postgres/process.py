@@ -41,7 +41,7 @@ LAST_LINES = 20
 IMMEDIATE_GRACE = 6.0
 """Seconds an immediate shutdown may take: the postmaster itself kills slow backends after 5."""
 
-_COURTESY = re.compile(r"(LOG|HINT): .*(starting|listening|shut down)|FATAL:  the database system is ")
+_COURTESY = re.compile(r"(LOG|HINT): .*(starting|listening|shut down|skipping missing)|FATAL:  the database system is ")
 _GRAVE = re.compile(r"(FATAL|PANIC|ERROR): ")
 
 SHARED_MEMORY = "pre-existing shared memory block"

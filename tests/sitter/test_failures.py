@@ -23,6 +23,7 @@ from sitter.postgres.causes import CAUSES, KILLED, OTHER, cause_of
         ),
         ('LOG:  unrecognized configuration parameter "max_conections" in file', "configuration"),
         ('FATAL:  could not open directory ".": Permission denied', "data_directory"),
+        ('LOG:  skipping missing configuration file "/d/x.conf" | FATAL:  "/d": Permission denied', "data_directory"),
         ('FATAL:  data directory "/data" has invalid permissions', "data_directory"),
         ('PANIC:  could not read file "global/pg_control": Input/output error', "data_directory"),
         ("FATAL:  could not map anonymous shared memory: Cannot allocate memory", "memory"),
