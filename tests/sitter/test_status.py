@@ -91,3 +91,15 @@ async def test_metrics_show_how_far_a_restore_is(get: Get) -> None:
     ):
         assert line in text
     assert "manatee_restore_bytes_per_second" not in text
+
+
+async def test_settings_that_are_not_as_they_should_be_are_counted(get: Get) -> None:
+    found = {"wrong": ["fsync is 'off' by a file, not 'on'"], "pendingRestart": ["a", "b"], "repairs": 3}
+    Told.report = replace(HEALTHY, settings=found)
+    _, text = await get("/metrics")
+    for line in (
+        "manatee_settings_wrong 1.0",
+        "manatee_settings_pending_restart 2.0",
+        "manatee_settings_repairs_total 3.0",
+    ):
+        assert line in text.splitlines()
