@@ -97,7 +97,7 @@ class ZooKeeperServer:
             "4lw.commands.whitelist=srvr,ruok,stat,mntr,cons,dump\n"
         )
 
-    async def start(self, *, timeout: float = 30.0) -> None:
+    async def start(self, *, timeout: float = 180.0) -> None:
         """Start and wait until it serves, `timeout` seconds at most; raises ZooKeeperFailed."""
         if self.running:
             return
