@@ -34,6 +34,7 @@ bench: prepare ## Measure: a decision, the outage of a failover, what an idle si
 	@.venv/bin/python -m bench.decide
 	@.venv/bin/python -m bench.failover
 	@.venv/bin/python -m bench.footprint
+	@.venv/bin/python -m bench.bootstrap
 
 lint: prepare ## ruff and mypy
 	.venv/bin/ruff check .
