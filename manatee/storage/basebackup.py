@@ -32,6 +32,8 @@ from manatee.storage.localserver import LocalServer
 
 _RESTORING = "data.restoring-"
 _DROPPING = "data.dropping-"
+_ADOPTING = "data.adopting-"
+"""Complete and checked: it takes the live directory's name as soon as that is free, after a death as well."""
 _ISOLATED_IN = "isolated"
 _ISOLATED = re.compile(r".+-[0-9]{13}")
 _TAR_BLOCK = 512
@@ -63,7 +65,12 @@ class BaseBackup:
         return {"directory": str(self._directory)}
 
     async def open(self) -> None:
-        """Nothing to do: it is a directory."""
+        def finish() -> None:
+            adopting = [path for path in _entries(self._directory) if path.name.startswith(_ADOPTING)]
+            if adopting and not os.path.lexists(self.data_dir):
+                _rename(adopting[-1], self.data_dir)
+
+        await asyncio.to_thread(finish)
 
     async def prepare(self) -> None:
         def make() -> None:
@@ -112,7 +119,9 @@ class BaseBackup:
 
     async def clear_leftovers(self, *, resumable: bool = False) -> int:  # noqa: ARG002 - nothing to go on from
         def clear() -> int:
-            found = [path for path in _entries(self._directory) if path.name.startswith((_RESTORING, _DROPPING))]
+            found = [
+                path for path in _entries(self._directory) if path.name.startswith((_RESTORING, _DROPPING, _ADOPTING))
+            ]
             for path in found:
                 _remove(path)
             return len(found)
@@ -251,8 +260,10 @@ class _ReceivingTar:
         return await asyncio.shield(self._adoption)
 
     def _take_place(self, prefix: str) -> Path | None:
+        adopting = self._target.with_name(self._target.name.replace(_RESTORING, _ADOPTING))
+        _rename(self._target, adopting)
         old = _isolate(self._data_dir, prefix, self._user)
-        _rename(self._target, self._data_dir)
+        _rename(adopting, self._data_dir)
         return old
 
     async def end(self) -> None:
