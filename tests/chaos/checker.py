@@ -20,10 +20,11 @@ Elle's recoverable, traceable histories: Kingsbury and Alvaro, 2020.) All of it 
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 from tests.chaos.history import Operation
 
@@ -228,15 +229,22 @@ def reigns_of(operations: Iterable[Operation]) -> list[_Reign]:
 def stale_reads(operations: Sequence[Operation], final: Mapping[int, Sequence[int]]) -> Stale:
     places = {key: {value: number for number, value in enumerate(items)} for key, items in final.items()}
     appends: defaultdict[int, list[Operation]] = defaultdict(list)
-    for each in operations:
+    for each in sorted(operations, key=lambda each: each.ended):
         if each.kind == "append" and each.acknowledged:
             appends[each.key].append(each)
+    ends = {key: [each.ended for each in done] for key, done in appends.items()}
+    # How long a list must be, at least, after so many of its appends.
+    lengths = {
+        key: list(accumulate((places.get(key, {}).get(each.value, -1) + 1 for each in done), max))
+        for key, done in appends.items()
+    }
     old = unconfirmed = 0
     by_peer: defaultdict[str, int] = defaultdict(int)
     for read in (each for each in operations if each.kind == "read" and each.acknowledged):
-        found = set(read.seen)
-        lacks = any(each.ended < read.began and each.value not in found for each in appends[read.key])
-        strange = not found <= places.get(read.key, {}).keys()
+        known = places.get(read.key, {})
+        before = bisect_left(ends.get(read.key, []), read.began)
+        lacks = before > 0 and lengths[read.key][before - 1] > sum(value in known for value in read.seen)
+        strange = any(value not in known for value in read.seen)
         old, unconfirmed = old + lacks, unconfirmed + strange
         if lacks or strange:
             by_peer[read.peer or "?"] += 1

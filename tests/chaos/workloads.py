@@ -31,7 +31,7 @@ Connect = Callable[[], Awaitable[Connection]]
 PATIENCE = 4.0
 """Seconds for one operation."""
 REGISTERS = 3
-LIST_SECONDS = 15
+LIST_SECONDS = 5
 """How long one list is appended to; all clients then turn to the next."""
 
 TABLES = f"""
