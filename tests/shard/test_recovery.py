@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from demo.shard import LocalPeer, LocalShard
@@ -114,6 +116,65 @@ async def test_a_sitter_without_zookeeper_starts_no_postgresql() -> None:
         assert not (peer.settings.storage.data_dir / "postmaster.pid").exists() or not _alive(_postmaster(peer))
         await shard.zookeeper.start()
         await complete(shard)
+
+
+@pytest.mark.slow
+async def test_while_zookeeper_is_away_the_primary_goes_on_and_says_so() -> None:
+    """Promise 6. Load balancers go on finding it; `/state` says what it goes by and what is missing."""
+    async with shard_of(3) as shard, writing(shard) as writer:
+        before = await complete(shard)
+        primary, sync = primary_of(shard, before), sync_of(shard, before)
+        await shard.zookeeper.kill()
+        async with asyncio.timeout(60):
+            while "ZooKeeper has not been reached" not in (state := (await ask(primary, "/state"))[1])["reason"]:
+                await asyncio.sleep(0.1)
+        assert "PostgreSQL goes on as it was told last: primary of generation" in state["reason"]
+        assert shard.zookeeper.servers in state["waitingFor"]
+        assert not state["zookeeper"]["connected"]
+        assert not state["fenced"]
+        await asyncio.sleep(2 * SESSION_TIMEOUT)  # time in which it would have fenced itself, were its sync away, too
+        await acknowledges(writer)
+        assert (await ask(primary, "/primary"))[0] == 200
+        assert (await ask(sync, "/sync"))[0] == 200
+        await shard.zookeeper.start()
+        after = await complete(shard)
+        assert after.state == before.state
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+async def test_an_async_that_its_upstream_cannot_feed_follows_the_next_above() -> None:
+    """The sync was restored while the async was away, and holds none of the log that the async needs next."""
+    impatient = {"postgres": {"sync_grace": 2}}
+    async with shard_of(3, overrides=impatient) as shard, writing(shard) as writer:
+        before = await complete(shard)
+        assert before.state is not None
+        primary, sync, away = (shard.peer(peer.id) for peer in before.state.assigned)
+        await shard.stop_peer(away)
+        await shard.stop_peer(sync)
+        await _switch_segments(primary)
+        shutil.rmtree(sync.settings.storage.data_dir)
+        (sync.settings.sitter.state_dir / "memory.json").unlink()
+        await shard.start_peer(sync)
+        await complete(shard, 2)
+        await acknowledges(writer)
+        await shard.start_peer(away)
+        after = await complete(shard)
+        assert after.state is not None
+        assert away.id in [peer.id for peer in after.state.asyncs]
+        _, restore = await ask(away, "/restore")
+        assert restore["restore"] is None, "it was fed, not restored"
+
+
+async def _switch_segments(peer: LocalPeer) -> None:
+    """So that a base backup begins in another segment of the log. Without a sync, so nothing may wait for one."""
+    async with await psycopg.AsyncConnection.connect(
+        host=peer.ip, port=peer.settings.peer.postgres_port, user="postgres", autocommit=True, connect_timeout=5
+    ) as connection:
+        for _ in range(3):
+            await connection.execute("select pg_logical_emit_message(false, 'more', 'x')")
+            await connection.execute("select pg_switch_wal()")
+        await connection.execute("checkpoint")
 
 
 async def _promote(shard: LocalShard, *words: str) -> None:
