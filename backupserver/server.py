@@ -62,7 +62,7 @@ class BackupServer:
         self._log = logger
         self._transfers: OrderedDict[str, Transfer] = OrderedDict()
         self._running: dict[str, tuple[Transfer, asyncio.Task[web.StreamResponse]]] = {}
-        self._bandwidth = Bandwidth(settings.backup.bandwidth_limit)
+        self._bandwidth = Bandwidth(lambda: settings.backup.bandwidth_limit)
         self._metrics = Metrics(self._under_way)
 
     def runner(self) -> web.AppRunner:

@@ -48,6 +48,9 @@ async def look(storage: Storage, settings: Settings, logger: Logger) -> float:
     if age < 0 or age >= wanted.interval:  # below 0: the clock was set back
         if not await storage.has_data():
             return wanted.interval
+        if settings.sitter.rewind_mark.exists():
+            logger.warning("no snapshot is taken: the data are being rewound, or a rewind was cut short")
+            return min(RETRY, wanted.interval)
         kept.append(await storage.take_snapshot())
         logger.info("snapshot taken", snapshot=kept[-1].name)
         age = 0.0
