@@ -108,7 +108,7 @@ async def guarded(outside: Path, postgresql: Installation, *, encrypted: bool) -
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 async def test_peers_prove_who_they_are_and_nothing_secret_can_be_read(
     outside: Path, postgresql: Installation, encrypted: bool
 ) -> None:

@@ -21,7 +21,7 @@ FRUGAL = "wal_keep_size = 0\nmax_wal_size = 32MB\nmin_wal_size = 32MB\n"
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 async def test_a_peer_that_was_away_needs_no_rebuild() -> None:
     with run_directory(readable_by=unprivileged_user()) as directory:
         base = directory / "postgresql.conf"
