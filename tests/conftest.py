@@ -52,6 +52,18 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         assert all("@" in item.nodeid for item in session.items), "pytest-xdist did not take the groups up"
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Tests of ZFS that could not run are not to be overlooked."""
+    skipped = [each for each in terminalreporter.stats.get("skipped", []) if each.nodeid.startswith("tests/storage/")]
+    reasons = [str(each.longrepr[2]) for each in skipped if isinstance(each.longrepr, tuple)]
+    missing = [reason for reason in reasons if "no ZFS" in reason]
+    if missing:
+        terminalreporter.section("ZFS", sep="!", red=True, bold=True)
+        terminalreporter.line(
+            f"{len(missing)} tests of ZFS did NOT run. {missing[0].removeprefix('Skipped: ')}", red=True
+        )
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _nothing_is_left_running() -> Iterator[None]:
     yield
