@@ -117,6 +117,9 @@ async def test_a_zookeeper_that_was_wiped_learns_from_its_peers_who_was_primary(
     told = await says(whole, "knows of generation 1: ZooKeeper has lost its data")
     assert told.err.startswith("manatee-adm: ZooKeeper holds no cluster state of demo, but ")
 
+    # Whoever has not found back to ZooKeeper yet is taken for absent, and the primary would be alone.
+    await whole.wait_for(lambda seen: len(seen.present) == 3 and all(seen.present.values()), timeout=SETTLE)
+
     async def offered() -> bool:
         looked = await run(whole, "force-primary")
         return f'with the data of "{primary.label}" would be lost: nothing: it is the primary' in looked.out
