@@ -179,6 +179,11 @@ class Sitter(_Section):
     state_dir: Path
     """Outside the data and its dataset: what the peer must remember, and the configuration rendered for PostgreSQL."""
 
+    @property
+    def rewind_mark(self) -> Path:
+        """There while the data are being rewound, and after a rewind that was cut short: they are of no use then."""
+        return self.state_dir / "rewinding.json"
+
 
 class Service(_Section):
     manager: Literal["supervisor", "smf", "systemd"] = "smf"

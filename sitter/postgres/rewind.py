@@ -39,9 +39,6 @@ from sitter.postgres.configuration import NOBODY, Replication
 from sitter.postgres.errors import CompareFailed, PostgresError, ToolFailed
 from sitter.postgres.tools import WORKING_DIRECTORY, credentials, environment
 
-MARK = "rewinding.json"
-"""In `sitter.state_dir`: a rewind is under way, or was cut short."""
-
 OURS = ("pg_hba.conf", "pg_ident.conf", "postgresql.conf", "postgresql.auto.conf")
 """Files of the data directory that are this peer's own; pg_rewind copies the source's over them."""
 
@@ -72,12 +69,12 @@ class Plan:
 
 def torn(settings: Settings) -> bool:
     """A rewind of this peer's data is under way, or was cut short."""
-    return (settings.sitter.state_dir / MARK).exists()
+    return settings.sitter.rewind_mark.exists()
 
 
 def forget(settings: Settings) -> None:
     """The data that the mark speaks of have been replaced. Raises OSError."""
-    remove_durably(settings.sitter.state_dir / MARK)
+    remove_durably(settings.sitter.rewind_mark)
 
 
 async def rewind(
@@ -98,7 +95,7 @@ async def rewind(
     log.info("rewinding", source=source.label, parted=str(plan.parted), checkpoint=str(plan.checkpoint))
     kept = await asyncio.to_thread(_own_files, settings.storage.data_dir)
     mark = json.dumps({"source": source.id, "begun": written_time(time.time()), "parted": str(plan.parted)})
-    write_durably(settings.sitter.state_dir / MARK, mark, None)
+    write_durably(settings.sitter.rewind_mark, mark, None)
     await _pg_rewind(settings, source, on_progress=on_progress)
     await asyncio.to_thread(_put_back, settings, kept)
     await _fetch_log(settings, source, since=theirs.end, timeline=theirs.timeline)

@@ -68,6 +68,18 @@ async def test_one_an_interval_and_no_more_than_asked_for(
     assert len(kept.kept) == left
 
 
+async def test_data_that_are_being_rewound_are_kept_in_no_snapshot(
+    sandbox: Sandbox, any_postgresql: Installation
+) -> None:
+    """Whoever restored it would have what looks like a database, and is none."""
+    kept = Kept()
+    settings = sandbox.peer(any_postgresql).settings
+    settings.sitter.rewind_mark.parent.mkdir(exist_ok=True)
+    settings.sitter.rewind_mark.touch()
+    assert await look(cast(Storage, kept), settings, cast(Logger, structlog.get_logger())) < HOUR
+    assert kept.kept == []
+
+
 async def test_the_oldest_go_but_not_one_in_use(sandbox: Sandbox, any_postgresql: Installation) -> None:
     kept = Kept(*(hours * HOUR for hours in range(30, 0, -1)))
     oldest, newest = kept.kept[0].name, kept.kept[-1].name
