@@ -23,7 +23,7 @@ settings.load_profile("default")
 TESTS = Path(__file__).parent
 
 # Whole shards wait most of the time: they come first, so that what is short fills the gaps.
-ORDER = ("chaos", "shard", "backup", "postgres", "admin", "demo", "coordination", "model")
+ORDER = ("chaos", "storage", "shard", "backup", "postgres", "admin", "demo", "coordination", "model")
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks

@@ -69,3 +69,11 @@ def new_peer(
     yield make
     for peer in made:
         peer.destroy()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """zfs-fuse waits for the disk at every step, and the virtual machine is emulated: what hangs is seen later here."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(600))

@@ -17,7 +17,7 @@ _REPOSITORY = Path(__file__).parents[2]
 def _attempt(source: Peer, target: Peer, step: int) -> bool:
     """Whether the restore came through before that step."""
     command = [sys.executable, "-m", "tests.storage.killed", str(source.path), str(target.path), str(step)]
-    done = subprocess.run(command, cwd=_REPOSITORY, timeout=120, check=False, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=_REPOSITORY, timeout=600, check=False, capture_output=True, text=True)
     assert done.returncode in (0, -9), done.stderr
     return done.returncode == 0
 

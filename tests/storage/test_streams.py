@@ -87,7 +87,7 @@ asyncio.run(main())
 
 async def test_what_a_killed_sender_held_is_released(source: Peer) -> None:
     command = [sys.executable, "-c", _DYING, str(source.path)]
-    done = subprocess.run(command, cwd=_REPOSITORY, timeout=120, check=False)
+    done = subprocess.run(command, cwd=_REPOSITORY, timeout=600, check=False)
     assert done.returncode == -9
     (taken,) = source.snapshots()
     async with nothing_is_left(source):

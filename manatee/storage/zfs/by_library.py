@@ -72,7 +72,10 @@ class Library:
 
     @asynccontextmanager
     async def held(self, snapshot: str) -> AsyncIterator[None]:
-        device = os.open("/dev/zfs", os.O_RDWR | os.O_EXCL | os.O_CLOEXEC)
+        try:
+            device = os.open("/dev/zfs", os.O_RDWR | os.O_EXCL | os.O_CLOEXEC)
+        except OSError as error:
+            raise Unusable(f"/dev/zfs cannot be opened: {error.strerror}") from error
         try:
             missing = await _call(self._core.lzc_hold, {snapshot.encode(): f"manatee-{device}".encode()}, device)
             if missing:
