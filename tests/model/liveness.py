@@ -17,6 +17,8 @@ KNOWN = {
     + "manatee-adm verify shows who holds what; rebuild the others from that peer",
     "the sync says that its data are": "primary and sync contradict each other: manatee-adm verify, then "
     "rebuild that peer",
+    "sync: stopped: the data here have diverged": "an operator forced a primary, and nobody else has a prefix of its "
+    "data: manatee-adm rebuild on that peer, or postgres.rejoin",
     "ZooKeeper holds": "ZooKeeper came back older than it was: restore its data, or set the state by a command",
 }
 """Part of the reason in which a shard may stay stuck: the operator's way out."""
