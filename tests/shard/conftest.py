@@ -132,6 +132,20 @@ async def adm(*words: str) -> str:
     return output.decode()
 
 
+async def promote(shard: LocalShard, peer: LocalPeer, *role: str) -> Seen:
+    """An operator moves the peer up (`-r sync`, ...); the complete shard after it."""
+    words = ("-z", shard.zookeeper.servers, "-s", shard.name, "promote", "-n", peer.settings.peer.zone_id, *role, "-y")
+    async with asyncio.timeout(COMPLETE):
+        while True:
+            await complete(shard)
+            try:
+                await adm(*words)
+            except AssertionError:  # it was ready a moment ago, and is not now
+                await asyncio.sleep(0.5)
+            else:
+                return await complete(shard)
+
+
 async def ask(peer: LocalPeer, path: str) -> tuple[int, Any]:
     """What the sitter's HTTP server answers: status and JSON, or text."""
 
