@@ -81,9 +81,9 @@ async def untouched(storage: Storage, peer: Peer) -> None:
     """The old data are live, and nobody sends or holds anything any more."""
     assert (peer.data / "old").exists()
     assert (peer.data / "global" / "pg_control").exists()
-    await eventually(lambda: not peer.beside())
-    await eventually(lambda: storage.source.streams() == 0 and not storage.source.senders())
-    await eventually(lambda: not storage.source.beside())
+    await eventually(lambda: not peer.beside(), within=60.0)
+    await eventually(lambda: storage.source.streams() == 0 and not storage.source.senders(), within=60.0)
+    await eventually(lambda: not storage.source.beside(), within=60.0)
 
 
 async def restores(storage: Storage, peer: Peer) -> None:
