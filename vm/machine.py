@@ -11,7 +11,6 @@ import contextlib
 import os
 import shlex
 import sys
-import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,9 +37,10 @@ class Parts:
     python: Path
 
 
-async def run_tests(parts: Parts, words: Sequence[str], *, deadline: float, silence: float) -> int:
-    """Run pytest in a machine of its own, with its output on our standard output; returns pytest's exit status.
+async def run_tests(parts: Parts, words: Sequence[str], *, name: str, deadline: float, silence: float) -> int:
+    """Run pytest in a machine of its own; returns pytest's exit status.
 
+    Its output is on our standard output, each line with the machine's name in front, if it has one.
     Raises MachineFailed if the machine cannot be started or ends without a status, when `deadline` seconds have passed,
     and when it has said nothing for `silence` seconds.
     """
@@ -51,7 +51,7 @@ async def run_tests(parts: Parts, words: Sequence[str], *, deadline: float, sile
             qemu = await Child.start(_qemu(parts, directory, socket, words), log=directory / "qemu.log")
             try:
                 async with asyncio.timeout(deadline):
-                    await _relay(output, silence)
+                    await _relay(output, name, silence)
                     await qemu.wait()
             except TimeoutError:
                 raise MachineFailed(f"not through within {deadline:.0f} s: the machine was ended") from None
@@ -66,7 +66,7 @@ async def run_tests(parts: Parts, words: Sequence[str], *, deadline: float, sile
 
 def _qemu(parts: Parts, directory: Path, socket: Path, words: Sequence[str]) -> list[str | Path]:
     tests = base64.b64encode(shlex.join(words).encode()).decode()
-    kernel = f"console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off manatee.tests={tests}"
+    kernel = f"console=ttyS0 quiet loglevel=3 panic=-1 mitigations=off manatee.tests={tests}"
     images = (parts.root / "root.squashfs", parts.python / "python.squashfs")
     return [
         *("qemu-system-x86_64", "-accel", "tcg,tb-size=512", "-cpu", "Nehalem", "-smp", "1"),
@@ -116,17 +116,19 @@ async def _output(fifo: Path) -> AsyncIterator[asyncio.StreamReader]:
         transport.close()
 
 
-async def _relay(output: asyncio.StreamReader, silence: float) -> None:
+async def _relay(output: asyncio.StreamReader, name: str, silence: float) -> None:
     """To our standard output until the machine closes its console. Raises MachineFailed if it falls silent."""
-    last = time.monotonic()
+    prefix = f"{name:8}| ".encode() if name else b""
+    line = b""
     while True:
         try:
             async with asyncio.timeout(silence):
                 said = await output.read(4096)
         except TimeoutError:
-            raise MachineFailed(f"nothing was heard of the machine for {time.monotonic() - last:.0f} s") from None
+            raise MachineFailed(f"nothing was heard of the machine for {silence:.0f} s: it was ended") from None
         if not said:
-            return
-        last = time.monotonic()
-        sys.stdout.buffer.write(said.replace(b"\r", b""))
+            break
+        *complete, line = (line + said.replace(b"\r", b"")).split(b"\n")
+        sys.stdout.buffer.write(b"".join(prefix + each + b"\n" for each in complete))
         sys.stdout.buffer.flush()
+    sys.stdout.buffer.write(prefix + line + b"\n" if line else b"")
