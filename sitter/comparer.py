@@ -41,7 +41,7 @@ class Comparer:
         self._asked = asyncio.Event()
         self.link: Link | None = None
         self.incomparable: Incomparable | None = None
-        """Why there will be no answer."""
+        """With whom there will be no answer, and why. An answer from somebody else does not change that."""
         self.problem: str | None = None
         """Why there is no answer to the present question."""
 
@@ -101,7 +101,9 @@ class Comparer:
                     self._log.info(
                         "compared with upstream", upstream=upstream.label, answer=found.answer, detail=found.reason
                     )
-                self.link, self.problem, self.incomparable = link, None, None
+                self.link, self.problem = link, None
+                if self.incomparable and self.incomparable.upstream == upstream.id:
+                    self.incomparable = None
                 self._on_change()
                 return
             problem = await self._begin_later(found.reason)

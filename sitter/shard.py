@@ -128,6 +128,9 @@ class Shard:
         if asked and asked.id == self.view.me.id and promotes_to_sync(asked):
             return self.state.primary
         nearest = self.view.present.get(above[0].id)
+        if self.incomparable_with is not None:
+            further = above[self.incomparable_with + 1 :]
+            return _first(further, self.ready) or _first(further, self.serving) or above[self.incomparable_with]
         if self.stranded and above[1:]:
             return _first(above[1:], self.ready) or _first(above[1:], self.serving) or above[0]
         if nearest and (nearest.unready_for < self.view.limits.sync_grace or self.ready(above[0])):
@@ -140,6 +143,16 @@ class Shard:
         """Serving, and not streaming for long: a link above that was restored may lack the WAL that we need next."""
         me = self.view.present.get(self.view.me.id)
         return self.i_serve and me is not None and me.unready_for >= 3 * self.view.limits.sync_grace
+
+    @cached_property
+    def incomparable_with(self) -> int | None:
+        """Which link above does not hold the WAL that data without proof would have to be compared with, and never
+        will: it was restored later than we were. They cannot run to catch up with it, but one further up may hold it.
+        """
+        found = self.view.database.incomparable
+        if self.i_serve or found is None or found.generation != self.state.generation:
+            return None
+        return next((at for at, peer in enumerate(self.above) if peer.id == found.upstream), None)
 
     @cached_property
     def restore_sources(self) -> tuple[Peer, ...]:

@@ -10,6 +10,7 @@ import pytest
 from manatee.cluster import ClusterState, Comparison
 from sitter.decide import decide
 from sitter.view import (
+    Compare,
     Decision,
     Incomparable,
     Keep,
@@ -98,6 +99,33 @@ def test_data_that_cannot_be_compared_any_more_are_restored_if_that_is_allowed(
     found = replace(Incomparable(B.id, GENERATION, GENERATION, "recycled"), **changes)
     decision = deposed(rejoin, link=None, incomparable=found)
     assert decision.database == (Restore((C, D, B)) if restores else Stopped())
+
+
+@pytest.mark.parametrize(
+    ("with_whom", "who", "wanted"),
+    [
+        (C, active(A, B, C, D), Compare(B, GENERATION, GENERATION)),
+        (C, active(A, C, D), Compare(A, GENERATION, GENERATION)),
+        (B, active(A, B, C, D), Compare(A, GENERATION, GENERATION)),
+        (A, active(A, B, C, D), Compare(A, GENERATION, GENERATION)),
+        (C, active(C, D), Compare(C, GENERATION, GENERATION)),
+    ],
+    ids=["link", "the next is absent", "two links", "nobody is left", "nobody else"],
+)
+def test_data_without_proof_are_compared_with_whoever_still_has_the_wal(with_whom: Any, who: Any, wanted: Any) -> None:
+    """A link that was restored later than this peer does not hold the WAL that the comparison begins with."""
+    found = Incomparable(with_whom.id, GENERATION, GENERATION, "recycled")
+    here = {"online": False, "upstream": None, "streaming": False, "link": None, "proof": 0, "active": who}
+    decision = decide(view(D, **here, incomparable=found))
+    assert (decision.compare, decision.database) == (wanted, Stopped())
+
+
+def test_data_that_nobody_can_be_compared_with_are_restored_if_that_is_allowed() -> None:
+    here = {"online": False, "upstream": None, "streaming": False, "link": None, "proof": 0, "rejoin": Rejoin.REBUILD}
+    with_sync = Incomparable(C.id, GENERATION, GENERATION, "recycled")
+    assert decide(view(D, **here, incomparable=with_sync)).database == Stopped()
+    with_primary = Incomparable(A.id, GENERATION, GENERATION, "recycled")
+    assert decide(view(D, **here, incomparable=with_primary)).database == Restore((B, C, A))
 
 
 @pytest.mark.parametrize(("proof", "wanted"), [(0, Rewind(A)), (GENERATION - 1, Stopped())])
