@@ -64,7 +64,7 @@ async def test_bootstrap_takeover_and_rebuild(needs_zfs: None, phase: Phase) -> 
         name="zfs",
         zookeeper=(f"{NETWORK}.1", 2181),
         storage="zfs",
-        session_timeout=min(4.0 * SLOWNESS, 30.0),
+        session_timeout=min(4.0 * SLOWNESS, 16.0),
         overrides=CALM,
     )
     async with shard, told(shard):
