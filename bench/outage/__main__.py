@@ -12,12 +12,12 @@ from pathlib import Path
 
 import click
 
+from bench.client import Client
 from bench.machine import describe
 from bench.outage.contestant import Contestant, Entry
 from bench.outage.deeds import EVENTS, Event
 from bench.outage.manatee import Manatee
 from bench.outage.patroni import DEFAULTS, FASTEST, VERSION, Patroni
-from bench.outage.writer import ProbingWriter
 
 PATIENCE = 120.0
 
@@ -71,39 +71,39 @@ async def _measure(entry: Entry, events: Sequence[str], rounds: int) -> tuple[Re
     result: Result = {}
     async with entry.cluster() as cluster:
         await cluster.whole()
-        writer = ProbingWriter(cluster.addresses, 5432)
-        task = asyncio.create_task(writer.run())
+        client = Client(cluster.addresses)
+        task = asyncio.create_task(client.run())
         try:
             for key in events:
                 for number in range(rounds):
-                    seconds = await _one(cluster, writer, EVENTS[key])
+                    seconds = await _one(cluster, client, EVENTS[key])
                     result.setdefault(key, []).append(seconds)
                     click.echo(f"{entry.name}: {EVENTS[key].name}, {number + 1}: {seconds:.2f} s", err=True)
-            return result, len(await writer.missing())
+            return result, len(await client.missing())
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
 
-async def _one(cluster: Contestant, writer: ProbingWriter, event: Event) -> float:
+async def _one(cluster: Contestant, client: Client, event: Event) -> float:
     primary, sync = await cluster.whole()
-    await _steady(writer)
+    await _steady(client)
     moment = time.monotonic()
     await event.do(cluster, primary, sync)
-    await _steady(writer, after=moment)
-    seconds = writer.outage_since(moment)
+    await _steady(client, after=moment)
+    seconds = client.outage(moment)[0]
     await cluster.bring_back(sync if event.harms_sync else primary)
     return seconds
 
 
-async def _steady(writer: ProbingWriter, *, after: float = 0.0) -> None:
+async def _steady(client: Client, *, after: float = 0.0) -> None:
     """Wait for a second of acknowledgements; with `after`, one that began after that moment or runs past its outage."""
-    count = len(writer.acknowledged)
+    count = len(client.acknowledged)
     begun = time.monotonic()
     async with asyncio.timeout(PATIENCE):
         while True:
             await asyncio.sleep(0.05)
-            recent = writer.acknowledged[count:]
+            recent = client.acknowledged[count:]
             now = time.monotonic()
             if len(recent) >= 50 and recent[-1][1] > now - 0.2 and now - begun > 1.0 and recent[-1][1] > after + 1.0:
                 return
