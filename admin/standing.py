@@ -41,7 +41,9 @@ class Holding:
     """The newest generation of which it knows that its data belong to it (docs/safety.md)."""
     timeline: int | None = None
     flushed: Lsn | None = None
-    """How far its WAL is on disk; None where PostgreSQL does not run."""
+    """How far its WAL is on disk; None where that is not known: where PostgreSQL is starting, or has just stopped."""
+    stopped: bool = False
+    """PostgreSQL does not run: its WAL was read to its end."""
     serving: bool = False
     ready: bool = False
     restoring: bool = False
@@ -102,6 +104,7 @@ def _holding(
     promises_status: bool,
 ) -> Holding:
     postgres, memory = _section(said, "postgres"), _section(said, "memory")
+    at_rest = _section(postgres, "atRest")
     asyncs = [each.id for each in state.asyncs] if state else []
     answer = Comparison.DIVERGED if status and status.diverged else status.compares if status else None
     comparison = _section(said, "comparison")
@@ -117,8 +120,9 @@ def _holding(
         identifier=memory.get("identifier") or (status.system_identifier if status else None),
         acted_on=max(status.generation if status else 0, memory.get("generation") or 0),
         proof=memory.get("proof", status.proof if status else 0),
-        timeline=postgres.get("timeline") or (status.timeline if status else None),
-        flushed=_lsn(postgres.get("end")) or (status.lsn if status else None),
+        timeline=postgres.get("timeline") or at_rest.get("timeline") or (status.timeline if status else None),
+        flushed=_lsn(postgres.get("end")) or _lsn(at_rest.get("end")) or (status.lsn if status else None),
+        stopped=bool(at_rest) or (not postgres and status is not None and status.running is False),
         serving=bool(said.get("serving", status.serving if status else False)),
         ready=bool(said.get("ready", status.ready if status else False)),
         restoring=status.restoring if status else False,
@@ -166,10 +170,12 @@ def _facts(one: Holding) -> list[str]:
         return [*facts, "is being restored" if one.restoring else "has no database"]
     facts.append(f"proof of generation {one.proof}" if one.proof else "no proof that its data are the shard's")
     if one.flushed is None:
-        facts.append("PostgreSQL does not run, so its position is not known")
+        facts.append("PostgreSQL does not run, and its position is not known")
     else:
         timeline = f"timeline {one.timeline}, " if one.timeline else ""
-        facts.append(f"{timeline}WAL flushed up to {one.flushed}")
+        facts.append(f"{timeline}WAL {'on disk' if one.stopped else 'flushed'} up to {one.flushed}")
+    if one.stopped and one.flushed is not None:
+        facts.append("PostgreSQL does not run")
     if one.diverged:
         facts.append(f"diverged: {one.diverged}")
     elif one.ahead:

@@ -23,12 +23,13 @@ from sitter.decide import decide
 from sitter.fence import cut_off
 from sitter.memory import MemoryFile
 from sitter.observer import Observer
+from sitter.postgres.at_rest import AtRest
 from sitter.postgres.server import Server
 from sitter.postgres.upkeep import Upkeep
 from sitter.postgres.watch import Watch
 from sitter.report import Report, Sources, report
 from sitter.transitions import Transitions
-from sitter.view import Decision, Initialize, Primary, Restore, Rewind, View
+from sitter.view import Decision, Initialize, Keep, Primary, Restore, Rewind, Stopped, View
 
 TURN = 1.0
 """Seconds between turns in which nothing happened: PostgreSQL is looked at this often."""
@@ -52,7 +53,10 @@ class Daemon:
         self._transitions = Transitions(settings, self._server, self._watch, log, self.wake)
         self._comparer = Comparer(settings, log, self.wake, self._server)
         self._upkeep = Upkeep(settings, self._server, log)
-        self._observer = Observer(settings, self._coordination, self._watch, self._transitions, self._comparer)
+        self._at_rest = AtRest(settings, log, self.wake)
+        self._observer = Observer(
+            settings, self._coordination, self._watch, self._transitions, self._comparer, self._at_rest
+        )
         self._fenced = False
         self._unidentified: str | None = None
         self._leaving = False
@@ -88,6 +92,7 @@ class Daemon:
                 self._transitions,
                 self._comparer,
                 self._upkeep,
+                self._at_rest,
                 self._coordination,
                 self._fenced,
             )
@@ -104,7 +109,7 @@ class Daemon:
         try:
             await self._coordination.start()
             async with asyncio.TaskGroup() as tasks:
-                parts = (self._transitions, self._comparer, self._watch, self._upkeep)
+                parts = (self._transitions, self._comparer, self._watch, self._upkeep, self._at_rest)
                 beside = [tasks.create_task(part.run()) for part in parts]
                 while not await self._turn():
                     pass
@@ -194,6 +199,7 @@ class Daemon:
             if isinstance(decision.database, Initialize | Restore | Rewind):
                 self._comparer.forget()
             self._transitions.want(decision.database)
+        self._at_rest.tell(view.database.identifier if self._rests else None)
         if decision.ready:
             self._transitions.ready.set()
         self._comparer.want(decision.compare)
@@ -216,6 +222,12 @@ class Daemon:
     def _admitted(self) -> bool:
         """The others have been told that our data prove nothing: only then may they be replaced."""
         return self._published is not None and self._published[0].restoring and self._published[0].proof == 0
+
+    @property
+    def _rests(self) -> bool:
+        """PostgreSQL is stopped, and is to stay so."""
+        wanted = self._transitions.wanted
+        return isinstance(wanted, Stopped | Keep) and self._transitions.idle and not self._server.running
 
     async def _write(self, decision: Decision) -> None:
         assert decision.write is not None
@@ -251,7 +263,7 @@ class Daemon:
 
     async def _publish(self, view: View, decision: Decision) -> None:
         """Say of ourselves what the others need to know; a position alone is news only now and then."""
-        facts, now = self._watch.facts, time.monotonic()
+        facts, at_rest, now = self._watch.facts, self._at_rest.end, time.monotonic()
         status = PeerStatus(
             initialized=view.database.initialized,
             system_identifier=view.database.identifier,
@@ -263,8 +275,8 @@ class Daemon:
             diverged=decision.diverged,
             generation=decision.memory.generation,
             proof=decision.memory.proof,
-            timeline=facts.timeline if facts else None,
-            lsn=view.database.end,
+            timeline=facts.timeline if facts else at_rest.timeline if at_rest else None,
+            lsn=view.database.end or view.database.at_rest,
             redo=facts.redo if facts else None,
             version=__version__,
         )

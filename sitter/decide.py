@@ -118,6 +118,8 @@ def _without_proof(shard: Shard) -> Decision:
         if state.generation == 1 and cluster and cluster.by == view.me.id and cluster.system_identifier is None:
             return Decision("creating the shard's database", Initialize())
         why = "has no database"
+    elif cluster is None and view.database.at_rest is None:
+        why = "it is not known yet where its log ends"  # of a shard inherited from Manatee 2, that is proof
     else:
         why = f"cannot prove that its data hold what generation {state.generation} began with"
     return Decision(

@@ -11,6 +11,7 @@ from manatee.config import Settings
 from manatee.coordination import Active, Coordination
 from sitter.comparer import Comparer
 from sitter.postgres import versions
+from sitter.postgres.at_rest import AtRest
 from sitter.postgres.queries import Facts
 from sitter.postgres.watch import Watch
 from sitter.shard import Shard
@@ -35,6 +36,7 @@ class Observer:
         watch: Watch,
         transitions: Transitions,
         comparer: Comparer,
+        at_rest: AtRest,
     ) -> None:
         self._settings = settings
         self._me = settings.identity
@@ -42,6 +44,7 @@ class Observer:
         self._watch = watch
         self._transitions = transitions
         self._comparer = comparer
+        self._at_rest = at_rest
         self._unready: Mapping[str, float] = {}
         self._streamed_at = -math.inf
         self._writable_since: float | None = None
@@ -111,6 +114,7 @@ class Observer:
             online=facts is not None,
             writable_for=self._writable_for(facts),
             end=facts.flush if facts else None,
+            at_rest=self._at_rest.end.lsn if self._at_rest.end else None,
             sealed=transitions.sealed,
             sealed_for=_since(transitions.sealed_since, never=0.0),
             unsealed_for=_since(transitions.unsealed_since, never=math.inf),

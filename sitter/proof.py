@@ -37,8 +37,9 @@ def _earned(view: View, state: ClusterState, memory: Memory) -> int:
         return 1  # the database is the one that initdb made here: whoever sets a shard up has no data
     if seal and (state.generation, state.init_wal) == (seal.generation + 1, seal.position):
         return state.generation
-    if cluster is None and view.database.end is not None and view.database.end >= state.init_wal:
-        return state.generation  # inherited from Manatee 2, which knows no proof
+    at_rest = view.database.at_rest
+    if cluster is None and at_rest is not None and at_rest >= state.init_wal:
+        return state.generation  # inherited from Manatee 2, which knows no proof; nothing runs here without
     return 0
 
 

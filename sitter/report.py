@@ -14,6 +14,7 @@ from manatee.coordination import Coordination
 from manatee.lsn import Lsn
 from sitter.comparer import Comparer
 from sitter.failures import Failure
+from sitter.postgres.at_rest import AtRest
 from sitter.postgres.queries import Facts
 from sitter.postgres.upkeep import Upkeep
 from sitter.postgres.watch import Watch
@@ -32,6 +33,7 @@ class Sources:
     transitions: Transitions
     comparer: Comparer
     upkeep: Upkeep
+    at_rest: AtRest
     coordination: Coordination
     fenced: bool
 
@@ -152,6 +154,7 @@ def _document(now: Report, sources: Sources) -> dict[str, Any]:
             "identifier": view.database.identifier if view else None,
             "end": _written(sources.watch.facts.flush if sources.watch.facts else None),
             "timeline": sources.watch.facts.timeline if sources.watch.facts else None,
+            "atRest": _at_rest(sources.at_rest),
             "upstream": transitions.upstream.id if transitions.upstream else None,
             "streaming": bool(view and view.database.streaming),
             "sealed": _written(transitions.sealed),
@@ -206,6 +209,13 @@ def _failure(failure: Failure | None) -> dict[str, Any] | None:
 
 def _written(position: Lsn | None) -> str | None:
     return None if position is None else str(position)
+
+
+def _at_rest(found: AtRest) -> dict[str, Any] | None:
+    """What is on disk while PostgreSQL is stopped."""
+    if found.end is None:
+        return {"problem": found.problem} if found.problem else None
+    return {"end": str(found.end.lsn), "timeline": found.end.timeline}
 
 
 def _wanted(decision: Decision | None) -> str | None:

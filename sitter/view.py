@@ -125,6 +125,8 @@ class Database:
     """How long it has been a primary that accepts connections."""
     end: Lsn | None = None
     """The end of what it has on disk: flushed on a primary, received or replayed on a standby."""
+    at_rest: Lsn | None = None
+    """The end of its log on disk while it is stopped and is to stay so; None otherwise, and until it is found."""
     sealed: Lsn | None = None
     """The sealed position, while it is sealed."""
     sealed_for: float = 0.0

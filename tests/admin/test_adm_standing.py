@@ -52,7 +52,13 @@ FINE = "proof of generation 77, timeline 9, WAL flushed up to B7/20000000"
         (
             (say(B, proof=0, lsn=None),),
             {},
-            "no proof that its data are the shard's, PostgreSQL does not run, so its position is not known",
+            "no proof that its data are the shard's, PostgreSQL does not run, and its position is not known",
+        ),
+        ((say(B, running=False),), {}, FINE.replace("flushed", "on disk") + ", PostgreSQL does not run"),
+        (
+            (say(B, lsn=None),),
+            {B.id: sitter(postgres={"end": None, "atRest": {"end": "B7/20000010", "timeline": 10}})},
+            "proof of generation 77, timeline 10, WAL on disk up to B7/20000010, PostgreSQL does not run",
         ),
         (
             (say(B, diverged="from 6589d30f's at timeline 8, B6/95000000"),),

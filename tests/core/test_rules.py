@@ -635,14 +635,20 @@ def test_proof_goes_with_the_data_it_speaks_of() -> None:
 
 
 def test_a_shard_of_manatee_2_is_adopted_by_its_primary() -> None:
-    inherited = {"cluster": None, "memory": Memory(), "active": tuple(says(p, proof=0) for p in EVERYONE)}
-    decision = decide(view(A, **inherited))
+    """Whose PostgreSQL does not run yet: without proof nothing does."""
+
+    def inherited(at_rest: Lsn | None, **more: Any) -> View:
+        database = Database(initialized=True, identifier=IDENTIFIER, version="15", at_rest=at_rest)
+        others = tuple(says(p, proof=0) for p in EVERYONE if p is not A)
+        return view(A, **{"cluster": None, "memory": Memory(), "active": others, "database": database, **more})
+
+    decision = decide(inherited(Lsn(BEGINNING)))
     assert decision.database == Primary(B)
     assert decision.cluster is not None
     assert (decision.cluster.by, decision.cluster.system_identifier) == (A.id, IDENTIFIER)
-    below = decide(view(A, **inherited, end=Lsn(BEGINNING - 1)))
-    assert below.database == Stopped()
-    assert below.cluster is None
+    for unproven in (inherited(Lsn(BEGINNING - 1)), inherited(None), inherited(END, cluster=CLUSTER)):
+        decision = decide(unproven)
+        assert (decision.database, decision.resign, decision.cluster) == (Stopped(), True, None)
 
 
 @pytest.mark.parametrize(

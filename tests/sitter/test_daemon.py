@@ -25,6 +25,7 @@ class Recorder:
 
     def __init__(self, *, broken: str | None = None) -> None:
         self.done: list[str] = []
+        self.wanted: object = None
         self._broken = broken
 
     def _note(self, what: str, error: Exception) -> None:
@@ -37,6 +38,7 @@ class Recorder:
         return True
 
     def want(self, wanted: object) -> None:
+        self.wanted = wanted
         self._note("compare" if wanted is None else "database", RuntimeError())
 
     async def join(self, peer: Peer) -> None:

@@ -27,7 +27,7 @@ SETTINGS = SimpleNamespace(identity=B, postgres=GIVEN)
 
 def observer() -> Observer:
     unused = cast(Any, None)
-    return Observer(cast(Any, SETTINGS), unused, unused, unused, cast(Any, Comparer))
+    return Observer(cast(Any, SETTINGS), unused, unused, unused, cast(Any, Comparer), unused)
 
 
 def upstream(proof: int | None, *, promises: bool = True) -> list[Active]:

@@ -1,0 +1,78 @@
+"""Shards that Manatee 2 leaves: a state and data, and nobody who has ever proven anything."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from kazoo.client import KazooClient
+
+from demo.shard import LocalShard
+from manatee.cluster import Cluster
+from tests.shard.conftest import (
+    SESSION_TIMEOUT,
+    acknowledges,
+    complete,
+    generation_of,
+    next_generation,
+    primary_of,
+    shard_of,
+    writing,
+)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("deposed", [False, True], ids=["whole", "with a deposed peer"])
+async def test_a_shard_of_manatee_2_is_adopted_with_all_that_was_acknowledged(deposed: bool) -> None:
+    """Its primary was killed: where its log ends is found on disk, before anything runs."""
+    async with shard_of(3, overrides={"postgres": {"rejoin": "rebuild"}}) as shard, writing(shard) as writer:
+        before = await complete(shard)
+        if deposed:
+            await shard.kill_peer(primary_of(shard, before))
+            before = await next_generation(shard, before)
+            await acknowledges(writer)
+        await shard.kill_peer(*shard.peers)
+        await asyncio.to_thread(_leave_what_manatee_2_leaves, shard)
+        for peer in shard.peers:
+            await shard.start_peer(peer)
+        await acknowledges(writer)
+        after = await complete(shard)
+        assert primary_of(shard, after).id == primary_of(shard, before).id
+        assert generation_of(after) == generation_of(before)
+        assert (await asyncio.to_thread(_cluster, shard)).by == primary_of(shard, after).id
+
+
+def _leave_what_manatee_2_leaves(shard: LocalShard) -> None:
+    """The `state`, the history and the data."""
+    for peer in shard.peers:
+        (peer.settings.sitter.state_dir / "memory.json").unlink()
+    client = _client(shard)
+    try:
+        root = shard.peers[0].settings.shard.root
+        client.delete(f"{root}/cluster")
+        client.delete(f"{root}/status", recursive=True)
+        for node in client.get_children(f"{root}/election"):
+            client.delete(f"{root}/election/{node}")
+    finally:
+        _close(client)
+
+
+def _cluster(shard: LocalShard) -> Cluster:
+    client = _client(shard)
+    try:
+        content, _ = client.get(f"{shard.peers[0].settings.shard.root}/cluster")
+    finally:
+        _close(client)
+    return Cluster.parse(content)
+
+
+def _client(shard: LocalShard) -> KazooClient:
+    client = KazooClient(hosts=shard.zookeeper.servers)
+    client.start(timeout=10 * SESSION_TIMEOUT)
+    return client
+
+
+def _close(client: KazooClient) -> None:
+    client.stop()
+    client.close()
