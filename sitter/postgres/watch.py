@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 
 import psycopg
 
@@ -37,6 +38,7 @@ class Watch:
         self._anew = False
         self.facts: Facts | None = None
         """What the last successful look saw; None while PostgreSQL lets nobody in."""
+        self._last: Facts | None = None
         self.problem: str | None = None
         """Why the last look failed."""
         self.hung = asyncio.Event()
@@ -107,7 +109,7 @@ class Watch:
                 self.facts, self.problem, self._refused_since = None, None, None
                 self.hung.clear()
                 return
-            self.facts = await self._quick_look() or await self._fresh_look()
+            self.facts = self._on_newest_timeline(await self._quick_look() or await self._fresh_look())
             self.problem, self._refused_since = None, None
             self.hung.clear()
         except Hung as error:
@@ -123,6 +125,16 @@ class Watch:
                 self.hung.clear()
             if self.identifier is None and self.unidentified is not None:
                 self.unidentified = self.problem
+
+    def _on_newest_timeline(self, seen: Facts) -> Facts:
+        """A standby's timeline is its receiver's; one without falls back to what its control file says of the latest
+        restartpoint, which may be several timelines old. What a standby has begun to receive, it stays on."""
+        before = self._last
+        self._last = seen
+        if before is None or before.started != seen.started or not seen.in_recovery:
+            return seen
+        self._last = replace(seen, timeline=max(before.timeline, seen.timeline))
+        return self._last
 
     async def _fresh_look(self) -> Facts:
         """Over a new connection, which is kept for the next looks. Raises Hung, Unreachable."""

@@ -6,7 +6,10 @@ import asyncio
 import shutil
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +17,8 @@ import structlog
 
 from demo.postgresql import unprivileged_user
 from manatee.config import Settings
+from manatee.lsn import Lsn
+from sitter.postgres.queries import Facts
 from sitter.postgres.server import Server
 from sitter.postgres.watch import Watch
 
@@ -143,6 +148,37 @@ async def test_a_database_that_was_taken_away_is_gone(settings: Settings) -> Non
     await watch.look()
     assert watch.unidentified is None
     assert not watch.initialized
+
+
+async def test_a_standby_that_has_lost_its_upstream_is_still_on_its_timeline(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its control file speaks of the latest restartpoint, and verify of what the peers hold."""
+    started = datetime.now(UTC)
+
+    def seen(timeline: int, **changes: Any) -> Facts:
+        lsn = Lsn(100)
+        of_standby = Facts(True, timeline, lsn, lsn, None, False, True, "nobody", started, None, ())
+        return replace(of_standby, **changes)
+
+    looks = [seen(3), seen(1), seen(1, started=started + timedelta(seconds=1)), seen(2, in_recovery=False)]
+    server: Any = SimpleNamespace(running=True)
+    watch = Watch(settings, server)
+    watch.identifier = "7000"
+    _database(settings)
+
+    async def look() -> Facts:
+        return looks.pop(0)
+
+    monkeypatch.setattr(watch, "_fresh_look", look)
+    found = []
+    while looks:
+        before = len(looks)
+        async with asyncio.timeout(60):
+            while len(looks) == before or watch.facts is None:
+                await watch.look()
+        found.append(watch.facts.timeline)
+    assert found == [3, 3, 1, 2], "a restart begins with what is on disk"
 
 
 async def test_a_server_whose_data_were_taken_away_counts_as_hung(settings: Settings) -> None:
