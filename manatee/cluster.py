@@ -232,6 +232,7 @@ class PeerStatus(Wire):
     proof: StrictInt = 0
     timeline: StrictInt | None = None
     lsn: Lsn | None = None
+    """How far its WAL is on disk, whether PostgreSQL runs or not."""
     redo: Lsn | None = None
     """Where its recovery would begin: who keeps WAL for it keeps it from there on."""
     running: StrictBool | None = None
