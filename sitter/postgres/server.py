@@ -18,6 +18,7 @@ from manatee.config import BadConfiguration, Settings
 from manatee.log import Logger
 from sitter.postgres import access, blank, configuration, controldata, queries, versions
 from sitter.postgres.configuration import NOBODY, Replication, Wrong
+from sitter.postgres.controldata import ControlData
 from sitter.postgres.errors import PostgresError
 from sitter.postgres.process import Postmaster
 from sitter.postgres.queries import Facts
@@ -100,7 +101,9 @@ class Server:
         """
         timeout = self._settings.postgres.start_timeout
         if as_standby or self.standby or not self._foundation or self.replication == STOPPED:
-            await self._lay_foundation(as_standby=as_standby)
+            control = await self._lay_foundation(as_standby=as_standby)
+            if control is not None:  # at once: a thread would outlive a cancellation, and PostgreSQL may run by then
+                blank.remove_blank(self._settings.storage.data_dir, control.wal_segment_size, self._log)
         foundation, self._foundation = self._foundation, {}
         configuration.set_standby_signal(self._settings, as_standby)
         self._report_taken(configuration.clean_auto_conf(self._settings))
@@ -109,21 +112,19 @@ class Server:
         await self._postmaster.start(path, timeout=timeout)
         self._foundation = foundation
 
-    async def _lay_foundation(self, *, as_standby: bool) -> None:
+    async def _lay_foundation(self, *, as_standby: bool) -> ControlData | None:
+        """PostgreSQL may run. Returns what a standby's control file says."""
         timeout = self._settings.postgres.start_timeout
         version = await versions.check(self._settings, timeout=timeout)
         control = await controldata.read(self._settings, timeout=timeout) if as_standby else None
         self._floors = control.floors if control else {}
-        if control is not None:
-            await asyncio.to_thread(
-                blank.remove_blank, self._settings.storage.data_dir, control.wal_segment_size, self._log
-            )
         foundation = await configuration.foundation(self._settings, control, version=version, timeout=timeout)
         try:
             access.lay_out(self._settings)
         except BadConfiguration as error:
             raise PostgresError(str(error)) from error
         self._foundation = foundation
+        return control
 
     async def configure(self, replication: Replication) -> None:
         """Change what it was told, without a restart; returns when new connections see it.

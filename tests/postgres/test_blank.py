@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import structlog
 
+from manatee.lsn import Lsn
 from sitter.postgres import queries, wal_end
 from sitter.postgres.blank import remove_blank
 from sitter.postgres.configuration import ALONE, NOBODY, Replication
@@ -47,6 +48,25 @@ async def test_a_standby_starts_although_the_new_timelines_segment_is_blank(mach
         give(path)
     await behind.start_standby(new)
     await replayed(behind, await work(new))
+
+
+async def test_while_a_standby_runs_nothing_is_taken_from_it(machines: Machines) -> None:
+    """Its receiver may be about to write to a segment that is still blank: SIGHUP must not cost what it writes."""
+    primary = machines.initialized()
+    await primary.start_primary()
+    standby = await machines.standby_of(primary)
+    begin = (await queries.facts(primary.settings)).flush
+    wal = standby.data_dir / "pg_wal"
+    made = wal / f"00000002{0:08X}{begin // SEGMENT + 50:08X}"
+    at = Lsn((begin // SEGMENT + 50) * SEGMENT + 96)
+    for path, content in ((wal / "00000002.history", f"1\t{at}\tas if it were\n".encode()), (made, bytes(SEGMENT))):
+        path.write_bytes(content)
+        path.chmod(0o600)
+        give(path)
+    standby.server.stale.set()
+    await standby.server.reread()
+    assert standby.server.refused is None
+    assert made.exists()
 
 
 def test_what_was_written_stays(machines: Machines) -> None:
