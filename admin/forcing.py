@@ -73,13 +73,17 @@ def _lives(primary: Holding) -> str:
 
 
 def candidates(view: ShardView, held: Sequence[Holding]) -> list[Candidate]:
-    """The peers that have a database of this shard and a sitter that lives, those that lose least first."""
+    """The peers that have a database of this shard and a sitter that lives, those that lose least first.
+
+    Not those whose data a rewind has left half done, nor those whose data may be others when the word is read.
+    """
     cluster = view.cluster
     shard = cluster.system_identifier if cluster else None
     able = [
         one
         for one in held
         if one.reachable and one.promises_status and one.initialized and shard in (None, one.identifier)
+        if not one.torn and not one.replacing
     ]
     able.sort(key=_worth, reverse=True)
     return [Candidate(one, loss(one, held, view.state)) for one in able]

@@ -47,6 +47,10 @@ class Holding:
     serving: bool = False
     ready: bool = False
     restoring: bool = False
+    replacing: bool = False
+    """Its data may be others at any moment: they are rewound, or restored from somebody who is there."""
+    torn: bool = False
+    """A rewind of its data was cut short: they are of no use, and are not started."""
     writable: bool = False
     """Its sitter says that it accepts writes."""
     ahead: bool = False
@@ -126,6 +130,8 @@ def _holding(
         serving=bool(said.get("serving", status.serving if status else False)),
         ready=bool(said.get("ready", status.ready if status else False)),
         restoring=status.restoring if status else False,
+        replacing=bool(postgres.get("replacing", status.restoring if status else False)),
+        torn=bool(postgres.get("torn", status.torn if status else False)),
         writable=bool(postgres.get("writable")),
         ahead=answer == Comparison.AHEAD,
         diverged=(status.diverged if status else None)
@@ -169,6 +175,10 @@ def _facts(one: Holding) -> list[str]:
     if not one.initialized:
         return [*facts, "is being restored" if one.restoring else "has no database"]
     facts.append(f"proof of generation {one.proof}" if one.proof else "no proof that its data are the shard's")
+    if one.torn:
+        facts.append("of no use: a rewind of its data was cut short")
+    elif one.replacing:
+        facts.append("its data are being replaced")
     if one.flushed is None:
         facts.append("PostgreSQL does not run, and its position is not known")
     else:

@@ -227,6 +227,8 @@ class PeerStatus(Wire):
     ready: StrictBool = False
     compares: Comparison | None = None
     restoring: StrictBool = False
+    torn: StrictBool = False
+    """A rewind of its data was cut short: they must not be started."""
     generation: StrictInt = 0
     """The newest generation it has acted on."""
     proof: StrictInt = 0

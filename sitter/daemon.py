@@ -271,6 +271,7 @@ class Daemon:
             ready=decision.ready,
             compares=decision.compares,
             restoring=isinstance(decision.database, Restore | Rewind),
+            torn=view.database.torn,
             running=self._server.running,
             diverged=decision.diverged,
             generation=decision.memory.generation,

@@ -98,6 +98,8 @@ def _refusal(view: View) -> str | None:
 
 def _as_primary(shard: Shard) -> Decision:
     """Take writes with the sync's confirmation; find a new sync when it is gone; keep the list."""
+    if unusable := _unusable(shard):
+        return unusable
     if shard.view.memory.proof < shard.state.generation:
         return _without_proof(shard)
     makes_way = _makes_way(shard)
@@ -109,6 +111,19 @@ def _as_primary(shard: Shard) -> Decision:
         return Decision("recording the identity of the shard's new database, before it is first started", Stopped())
     decision = _declare(shard, _replacement(shard), Primary(shard.state.sync))
     return replace(decision, write=decision.write or _kept_list(shard))
+
+
+def _unusable(shard: Shard) -> Decision | None:
+    """Data that are being replaced, or that a rewind has left half done, are nobody's to start. Only an operator's word
+    can make their peer the primary, and it was not given for them.
+    """
+    database = shard.view.database
+    if database.replacing:
+        return Decision("this peer is named primary: giving up what was to replace its data", Stopped())
+    if database.torn:
+        reason = "resigned: this peer is named primary, but a rewind of its data was cut short: they are of no use"
+        return Decision(reason, Stopped(), resign=True, waiting_for="an operator: manatee-adm force-primary of another")
+    return None
 
 
 def _without_proof(shard: Shard) -> Decision:

@@ -32,7 +32,8 @@ def _earned(view: View, state: ClusterState, memory: Memory) -> int:
     if state.primary.id != view.me.id:
         return _from_upstream(view, state)
     if state.override_due:
-        return state.generation
+        unusable = view.database.torn or view.database.replacing
+        return 0 if unusable else state.generation  # the word was given for the data that were here
     if state.generation == 1 and cluster and cluster.by == view.me.id and cluster.system_identifier is None:
         return 1  # the database is the one that initdb made here: whoever sets a shard up has no data
     if seal and (state.generation, state.init_wal) == (seal.generation + 1, seal.position):

@@ -19,7 +19,7 @@ from sitter.postgres.queries import Facts
 from sitter.postgres.upkeep import Upkeep
 from sitter.postgres.watch import Watch
 from sitter.transitions import Transitions
-from sitter.view import Decision, Primary, Stopped, View
+from sitter.view import Decision, Primary, Restore, Rewind, Stopped, View
 
 
 @dataclass(frozen=True)
@@ -152,6 +152,8 @@ def _document(now: Report, sources: Sources) -> dict[str, Any]:
             "failure": _failure(transitions.failures.lasting),
             "failures": dict(now.failures),
             "identifier": view.database.identifier if view else None,
+            "replacing": _replacing(sources),
+            "torn": transitions.replacement.torn,
             "end": _written(sources.watch.facts.flush if sources.watch.facts else None),
             "timeline": sources.watch.facts.timeline if sources.watch.facts else None,
             "atRest": _at_rest(sources.at_rest),
@@ -226,6 +228,12 @@ def _wanted(decision: Decision | None) -> str | None:
     if isinstance(wanted, Stopped):
         return f"{word}, cleanly" if wanted.clean else word
     return f"{word}, sealed" if getattr(wanted, "sealed", False) else word
+
+
+def _replacing(sources: Sources) -> bool:
+    """The data may be others at any moment: not while there is nobody to restore from."""
+    wishes = (sources.decision and sources.decision.database, sources.transitions.replacement.under_way)
+    return any(isinstance(one, Rewind) or (isinstance(one, Restore) and bool(one.sources)) for one in wishes)
 
 
 def _comparison(comparer: Comparer) -> dict[str, Any] | None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from manatee.config import Settings
 from manatee.log import Logger
-from sitter.postgres import controldata
+from sitter.postgres import controldata, rewind
 from sitter.postgres.account import Account, sync_directory, write_durably
 from sitter.postgres.errors import PostgresError, ToolFailed
 from sitter.postgres.tools import run_tool
@@ -65,6 +65,7 @@ def adopt(settings: Settings, initialized: Initialized) -> None:
     data_dir = settings.storage.data_dir
     if data_dir.exists():
         data_dir.rmdir()
+    rewind.forget(settings)  # of data that are gone: it would keep these from ever being started
     initialized.directory.rename(data_dir)
     sync_directory(data_dir.parent)
 

@@ -99,6 +99,26 @@ def test_who_loses_least_comes_first_and_only_who_has_the_shards_data_counts() -
     assert candidates(*look(state())) == []
 
 
+@pytest.mark.parametrize(
+    ("said", "states"),
+    [
+        ({"torn": True}, {}),
+        ({"restoring": True}, {}),
+        ({}, {"c": {"reason": "", "postgres": {"torn": True}}}),
+        ({}, {"c": {"reason": "", "postgres": {"replacing": True}}}),
+    ],
+)
+def test_half_rewound_data_and_data_that_are_being_replaced_are_nobodys_to_force(said: Any, states: Any) -> None:
+    """Promise 3: what the operator was told of them is not what would be started."""
+    assert candidates(*look(state(), say(C, proof=0, **said), **states)) == []
+
+
+def test_who_waits_for_somebody_to_restore_from_has_its_data_still() -> None:
+    waits = {"reason": "waiting", "postgres": {"replacing": False, "torn": False}}
+    found = candidates(*look(state(), say(C, proof=0, restoring=True), c=waits))
+    assert [one.holding.peer for one in found] == [C]
+
+
 def test_a_candidate_goes_by_its_zone_label_id_or_address() -> None:
     found = candidates(*look(state(), say(B), say(C)))
     for name in (C.zone_id, C.label, C.id, C.ip):

@@ -201,6 +201,23 @@ def test_the_word_is_proof_and_marked_as_taken_before_anything_runs() -> None:
 
 
 @pytest.mark.parametrize(
+    ("unusable", "resigns"),
+    [({"torn": True}, True), ({"replacing": Rewind(A)}, False), ({"replacing": Restore((B,))}, False)],
+    ids=["a rewind was cut short", "it is being rewound", "it is being restored"],
+)
+@pytest.mark.parametrize("proof", [0, GENERATION])
+def test_the_word_is_not_for_data_that_are_being_replaced_or_were_half_rewound(
+    unusable: Any, resigns: bool, proof: int
+) -> None:
+    """Promise 3, and it must not be taken either: it was given for other data."""
+    decision = decide(forced(**unusable, proof=proof))
+    assert (decision.database, decision.write, decision.resign) == (Stopped(), None, resigns)
+    assert decision.memory.proof == proof
+    taken = decide(forced(**unusable, proof=proof, state=_forced(taken="2026-01-01T00:00:01.000Z")))
+    assert taken.database == Stopped()
+
+
+@pytest.mark.parametrize(
     "not_yet",
     [
         {"active": active(C, says(D, generation=GENERATION - 1, running=False))},

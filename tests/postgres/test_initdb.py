@@ -9,7 +9,7 @@ import pytest
 import structlog
 
 from manatee.config import BadConfiguration
-from sitter.postgres import controldata, initdb, versions
+from sitter.postgres import controldata, initdb, rewind, versions
 from sitter.postgres.account import Account
 from sitter.postgres.errors import PostgresError, ToolFailed
 from sitter.postgres.tools import run_tool
@@ -26,7 +26,10 @@ async def test_a_database_has_its_name_only_when_complete(machines: Machines) ->
     assert not node.data_dir.exists()
     assert not leftover.exists()
     assert (made.directory / "pg_hba.conf").read_text() == HBA
+    node.settings.sitter.rewind_mark.parent.mkdir(parents=True, exist_ok=True)
+    node.settings.sitter.rewind_mark.touch()  # of data that are gone
     initdb.adopt(node.settings, made)
+    assert not rewind.torn(node.settings)
     control = await controldata.read(node.settings, timeout=5)
     assert control.system_identifier == made.system_identifier
     assert control.checksums
