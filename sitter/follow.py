@@ -146,12 +146,15 @@ def _may_be_given_up(shard: Shard, upstreams: int) -> bool:
 
 
 def _replaced(shard: Shard) -> Decision | None:
-    """What has begun to replace the data goes on, and what a rewind left half done is restored."""
+    """What has begun to replace the data goes on, and what a rewind left half done is restored.
+
+    A restore goes on through changes of generation, too: the transfer itself notices when its source gives no more.
+    """
     database, rejoin = shard.view.database, shard.view.rejoin
     match database.replacing:
         case Rewind(source=source):
             return Decision(f"rewinding to the data of {source.label}", database.replacing)
-        case Restore(sources=sources) if any(shard.serving(peer) for peer in sources):
+        case Restore(sources=sources) if any(shard.may_give(peer) for peer in sources):
             return Decision(f"restoring from {sources[0].label}", database.replacing)
     if not database.initialized or not database.torn:
         return None

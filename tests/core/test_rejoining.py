@@ -148,6 +148,16 @@ def test_what_has_begun_goes_on_although_the_comparison_is_void(doing: Any) -> N
     assert (decision.database, decision.memory.proof) == (doing, 0)
 
 
+def test_a_restore_goes_on_while_one_of_its_sources_is_present() -> None:
+    """Nobody serves in the moment in which the generation changes: hours of a transfer would be lost."""
+    before = active(A, *(says(one, generation=GENERATION - 1) for one in (B, C)))
+    doing = Restore((B, D))
+    assert deposed(Rejoin.REBUILD, replacing=doing, link=None, proof=0, active=before).database == doing
+    for gone in (D, A):  # absent, and deposed
+        decision = deposed(Rejoin.REBUILD, replacing=Restore((gone,)), link=None, proof=0, active=before)
+        assert decision.database == Stopped()
+
+
 @pytest.mark.parametrize(
     ("rejoin", "wanted"), [(Rejoin.SAFE, Stopped()), (Rejoin.REWIND, Restore((C, D, B)))], ids=["safe", "rewind"]
 )
