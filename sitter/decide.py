@@ -33,7 +33,7 @@ from dataclasses import dataclass, replace
 
 from manatee.cluster import Cluster, ClusterState, Comparison, Peer, Role, written_time
 from manatee.lsn import Lsn
-from sitter.follow import VERIFY, as_deposed, as_standby
+from sitter.follow import VERIFY, as_deposed, as_standby, goes_on
 from sitter.forced import take_word
 from sitter.proof import remember
 from sitter.setup import set_up
@@ -200,11 +200,13 @@ def _as_sync(shard: Shard) -> Decision:
 
 
 def _as_unassigned(shard: Shard) -> Decision:
-    """No PostgreSQL."""
+    """No PostgreSQL. A rewind that has begun goes on: given up, it would leave nothing of use."""
     if shard.view.leaving:
         return Decision("leaving", Stopped(), resign=True)
     if shard.state.one_node_write_mode:
         return Decision("idle: the shard is in one-node-write mode", Stopped())
+    if replacing := goes_on(shard):
+        return replacing
     keeper = f"the primary, {shard.state.primary.label}, to add this peer as an async"
     return Decision("waiting to be assigned", Stopped(), waiting_for=keeper)
 

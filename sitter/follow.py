@@ -145,17 +145,25 @@ def _may_be_given_up(shard: Shard, upstreams: int) -> bool:
     return upstreams >= shard.state.generation and not proven and not shard.view.write_open
 
 
-def _replaced(shard: Shard) -> Decision | None:
-    """What has begun to replace the data goes on, and what a rewind left half done is restored.
+def goes_on(shard: Shard) -> Decision | None:
+    """What has begun to replace the data, and goes on.
 
     A restore goes on through changes of generation, too: the transfer itself notices when its source gives no more.
     """
-    database, rejoin = shard.view.database, shard.view.rejoin
+    database = shard.view.database
     match database.replacing:
         case Rewind(source=source):
             return Decision(f"rewinding to the data of {source.label}", database.replacing)
         case Restore(sources=sources) if any(shard.may_give(peer) for peer in sources):
             return Decision(f"restoring from {sources[0].label}", database.replacing)
+    return None
+
+
+def _replaced(shard: Shard) -> Decision | None:
+    """What has begun to replace the data goes on, and what a rewind left half done is restored."""
+    database, rejoin = shard.view.database, shard.view.rejoin
+    if replacing := goes_on(shard):
+        return replacing
     if not database.initialized or not database.torn:
         return None
     torn = "a rewind of the data here was cut short"

@@ -24,7 +24,7 @@ from sitter.view import (
     Stopped,
     View,
 )
-from tests.core.views import END, GENERATION, A, B, C, D, active, says, state, view
+from tests.core.views import END, GENERATION, A, B, C, D, E, active, says, state, view
 
 DEPOSED = {"state": state(primary=B, sync=C, **{"async": [D]}, deposed=[A]), "online": False, "upstream": None}
 
@@ -146,6 +146,16 @@ def test_a_rewind_needs_a_primary_that_serves() -> None:
 def test_what_has_begun_goes_on_although_the_comparison_is_void(doing: Any) -> None:
     decision = deposed(Rejoin.REBUILD, replacing=doing, link=None, proof=0)
     assert (decision.database, decision.memory.proof) == (doing, 0)
+
+
+@pytest.mark.parametrize("doing", [Rewind(A), Restore((B, C))])
+def test_what_has_begun_goes_on_while_the_peer_is_in_no_list(doing: Any) -> None:
+    """It was reaped, or left for a moment: a rewind that is given up leaves nothing of use."""
+    here = {"online": False, "upstream": None, "streaming": False, "link": None, "proof": 0}
+    decision = decide(view(E, **here, replacing=doing))
+    assert (decision.database, decision.memory.proof) == (doing, 0)
+    alone = state(sync=None, **{"async": []}, oneNodeWriteMode=True, freeze=True)
+    assert decide(view(E, **here, replacing=doing, state=alone)).database == Stopped()
 
 
 def test_a_restore_goes_on_while_one_of_its_sources_is_present() -> None:
