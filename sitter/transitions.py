@@ -72,7 +72,8 @@ class Transitions:
         self._begun: float | None = None
         self._on_purpose: str | None = None
         """Why PostgreSQL is being restarted that has not died."""
-        self._cut_tail = False
+        self._cut_tail: Lsn | None = None
+        """There is half a record to be taken away; up to where the log is surely whole."""
         self.problem: str | None = None
         """Why the last attempt at the present wish failed."""
         self.replacement = Replacement(settings, watch, log, on_change)
@@ -237,7 +238,7 @@ class Transitions:
                     self._on_purpose = f"its replay is paused: {outgrown}"
                     await self._server.stop("immediate")
                 elif half:
-                    self._cut_tail = True
+                    self._cut_tail = facts.replay
                     self._on_purpose = "it holds the beginning of a record that its upstream will never complete"
                     await self._server.stop("immediate")
             except (PostgresError, OSError) as error:
@@ -248,10 +249,10 @@ class Transitions:
     async def _holds_half_a_record(self, facts: Facts) -> bool:
         """A standby that is not fed, since it asks for more than its upstream has (`tail`)."""
         fed = facts.receiver is not None and facts.receiver.status == "streaming"
-        if fed or not facts.in_recovery or self.upstream is None or not self._server.said(*tail.SIGNS):
+        if fed or facts.replay is None or self.upstream is None or not self._server.said(*tail.SIGNS):
             return False
         try:
-            return await tail.cut(self._settings, only_look=True)
+            return await tail.cut(self._settings, replayed=facts.replay, only_look=True)
         except (PostgresError, OSError) as error:
             self._log.debug("the end of the log was not looked at", error=str(error))
             return False
@@ -368,10 +369,10 @@ class Transitions:
             await self._server.stop("immediate")
         if not self._server.running:
             self._void_seal()
-            if self._cut_tail:
+            if self._cut_tail is not None:
                 self._begin("taking away half a record")
-                await tail.cut(self._settings)
-                self._cut_tail = False
+                replayed, self._cut_tail = self._cut_tail, None  # if it fails, a standby that runs is looked at again
+                await tail.cut(self._settings, replayed=replayed)
             self._begin("starting PostgreSQL as a standby")
             await self._server.start(target, as_standby=True)
         elif not wanted.sealed and self._server.replication != target:

@@ -16,6 +16,7 @@ import os
 from pathlib import Path
 
 from manatee.config import Settings
+from manatee.lsn import Lsn
 from sitter.postgres import controldata, versions, wal_end
 from sitter.postgres.errors import BadWal
 
@@ -26,15 +27,19 @@ waits (PostgreSQL 18)."""
 _CHUNK = 1 << 16
 
 
-async def cut(settings: Settings, *, only_look: bool = False) -> bool:
+async def cut(settings: Settings, *, replayed: Lsn, only_look: bool = False) -> bool:
     """Zero what lies behind the last complete record in its segment, durably; whether there was anything but zeros.
 
-    PostgreSQL must not run, unless it is `only_look`. Raises BadWal, ToolFailed, OSError.
+    PostgreSQL must not run, unless it is `only_look`. What it has `replayed`, or written to its data files, were
+    records: if the log seems to end before that, BadWal is raised. Raises BadWal, ToolFailed, OSError.
     """
     timeout = settings.postgres.start_timeout
     control = await controldata.read(settings, timeout=timeout)
     version = await versions.of_programs(settings, timeout=timeout)
     end = await wal_end.find(settings, control, version=version, timeout=timeout)
+    surely = max(replayed, control.min_recovery_end)
+    if end.lsn < surely:
+        raise BadWal(f"the log seems to end at {end.lsn}, but held complete records up to {surely}: it is left alone")
     path, offset = _place(settings.storage.data_dir, end, control.wal_segment_size)
     if offset == 0 or not path.exists():
         return False

@@ -38,6 +38,13 @@ _BACK_OFF = (0, 1, 16, 256)
 _SEGMENT = re.compile(r"([0-9A-F]{8})([0-9A-F]{8})([0-9A-F]{8})")
 _HISTORY = re.compile(r"([0-9A-F]{8})\.history")
 _BETWEEN = re.compile(r"^WAL statistics between (\S+) and (\S+):", re.MULTILINE)
+_END_OF_LOG = re.compile(
+    r"error in WAL record at (?!.*out of memory)|could not find a valid record after"
+    r"|WAL segment size must be a power of two"
+)
+"""What pg_waldump (13 to 18) ends with where recovery would end: bytes that are no record, a segment that was never
+written. It has the same exit status for a file that it cannot open or read, and then may tell nothing of the records
+before it: so even for a segment that is too short, which PostgreSQL never makes."""
 _RECORD = re.compile(r"len \(rec/tot\):\s*\d+/\s*(\d+), tx:\s*\d+, lsn: (\S+), prev \S+, desc: (\S+)")
 
 
@@ -160,7 +167,8 @@ async def find(
 
     Reads from the latest checkpoint's redo position (a gigabyte takes seconds), or from shortly before `known`, the end
     of a record up to which the log is surely valid: the replay position of a standby. `version` is the programs' major
-    version. Raises BadWal, or ToolFailed if it takes longer than `timeout` seconds (`postgres.query_timeout`).
+    version. Raises BadWal, or ToolFailed if a part of the log cannot be read, or if it takes longer than `timeout`
+    seconds (`postgres.query_timeout`).
     """
     limit = timeout if timeout is not None else settings.postgres.query_timeout
     reader = _Reader(settings, _Log(settings.storage.data_dir, control.wal_segment_size), version, limit)
@@ -233,9 +241,9 @@ class _Reader:
                 self._settings, "pg_waldump", *arguments, *(["--stats"] if statistics else []), timeout=left, keep=TAIL
             )
         except ToolFailed as error:
-            if error.status != 1:
-                raise
-            output = error.output  # it ends with a complaint about what follows the last record
+            if error.status != 1 or not _END_OF_LOG.search(error.reason):
+                raise  # the log may go on where it could not be read
+            output = error.output
         if statistics:
             match = _BETWEEN.search(output)
             return (Lsn.parse(match[1]), Lsn.parse(match[2])) if match else (None, start)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from manatee.lsn import Lsn
 from sitter.postgres import tail
 from sitter.postgres.configuration import ALONE, Replication
+from sitter.postgres.errors import BadWal
 from tests.postgres.local import Machines, Node, until
 
 SEGMENT = 16 << 20
@@ -38,10 +41,13 @@ async def test_half_a_record_at_the_end_of_a_segment_keeps_nobody_from_following
     await other.start(other.follows(heir), standby=True)
     await other.open()
     await until(lambda: cannot_be_fed(other))
-    assert await tail.cut(other.settings, only_look=True)
+    replayed = Lsn.parse(await other.value("select pg_last_wal_replay_lsn()::text"))
+    assert await tail.cut(other.settings, replayed=replayed, only_look=True)
     await other.crash()
-    assert await tail.cut(other.settings)
-    assert not await tail.cut(other.settings), "once is enough"
+    with pytest.raises(BadWal, match="is left alone"):
+        await tail.cut(other.settings, replayed=end)
+    assert await tail.cut(other.settings, replayed=replayed), "nothing was taken by the attempt before"
+    assert not await tail.cut(other.settings, replayed=replayed), "once is enough"
     await other.start(other.follows(heir), standby=True)
     await other.open()
     await heir.sql("create table after_it (n int)")

@@ -10,9 +10,11 @@ import pytest
 from manatee.lsn import Lsn
 from sitter.postgres import controldata, wal_end
 from sitter.postgres.configuration import ALONE, NOBODY, Replication
-from sitter.postgres.errors import BadWal
+from sitter.postgres.errors import BadWal, ToolFailed
 from sitter.postgres.wal_end import WalEnd
-from tests.postgres.local import Machines, Node, as_postgres, until
+from tests.postgres.local import Machines, Node, as_postgres, give, until
+
+SEGMENT = 16 << 20
 
 
 async def found(node: Node, *, known: Lsn | None = None, version: int | None = None) -> WalEnd:
@@ -166,6 +168,74 @@ async def test_a_half_written_record_is_none(machines: Machines) -> None:
     end = await found(node)
     assert end.lsn < cut
     assert await recovered(node) == end.lsn
+
+
+async def test_what_cannot_be_read_is_no_end(machines: Machines) -> None:
+    """pg_waldump has one exit status for all of its complaints; what lies behind it may have been acknowledged."""
+    node = machines.initialized()
+    await node.start_primary()
+    await node.sql(WORK)
+    await node.sql("select pg_switch_wal()")
+    await node.sql(WORK)
+    await node.crash()
+    end = await found(node)
+    control = await controldata.read(node.settings)
+    assert end.lsn // SEGMENT > control.redo // SEGMENT
+    last = node.data_dir / "pg_wal" / f"{1:08X}{0:08X}{end.lsn // SEGMENT:08X}"
+    hidden = last.rename(last.with_name("hidden"))
+    last.mkdir()  # it can be opened, and not be read: so even for root
+    for version in (node.version, 14):
+        with pytest.raises(ToolFailed, match="could not"):
+            await found(node, version=version)
+    last.rmdir()
+    hidden.rename(last)
+    assert await found(node) == end
+
+
+@pytest.mark.parametrize("content", [bytes(SEGMENT), b"\xab" * SEGMENT], ids=["never written", "something else"])
+async def test_whatever_is_behind_the_end(machines: Machines, content: bytes) -> None:
+    """Recovery ends before a segment that holds no log."""
+    node = machines.initialized()
+    await node.start_primary()
+    await node.sql(WORK)
+    await node.sql("select pg_switch_wal()")
+    await node.crash()
+    control = await controldata.read(node.settings)
+    ends = Lsn((control.redo // SEGMENT + 1) * SEGMENT)
+    after = node.data_dir / "pg_wal" / f"{1:08X}{0:08X}{ends // SEGMENT:08X}"
+    after.write_bytes(content)
+    give(after)
+    for version in (node.version, 14):
+        assert await found(node, version=version) == WalEnd(1, ends)
+        assert await found(node, version=version, known=ends) == WalEnd(1, ends)
+
+
+@pytest.mark.parametrize(
+    ("complaint", "ends"),
+    [
+        ("fatal: error in WAL record at 0/1500708: invalid record length at 0/1500780: wanted 24, got 0", True),
+        ("error: error in WAL record at 0/16EF418: record length 1718381931 at 0/16EF490 too long", True),
+        ("error: could not find a valid record after 0/2000000", True),
+        ("error: could not find a valid record after 0/02000000: unexpected pageaddr", True),
+        (
+            f'fatal: {(size := "WAL segment size must be a power of two between 1 MB and 1 GB")}, but the WAL file "0"',
+            True,
+        ),
+        (f"detail: The {size}.", True),
+        ("fatal: could not read from file 000000010000000000000001, offset 5242880: read 0 of 8192", False),
+        ('error: could not read file "000000010000000000000001": read 100 of 8192', False),
+        ("error: could not read from file 000000010000000000000001, offset 5242880: Input/output error", False),
+        ('error: could not read file "000000010000000000000001": Is a directory', False),
+        ('error: could not open file "000000010000000000000001": Too many open files', False),
+        ('error: could not find file "000000010000000000000002": No such file or directory', False),
+        ('error: could not locate WAL file "000000010000000000000002"', False),
+        ("error: out of memory while allocating a WAL reading processor", False),
+        ("error: error in WAL record at 0/16EF418: out of memory while trying to decode a record of length 90", False),
+        ("ended with status 1", False),
+    ],
+)
+def test_the_words_for_the_end_in_all_versions(complaint: str, ends: bool) -> None:
+    assert bool(wal_end._END_OF_LOG.search(complaint)) is ends
 
 
 async def test_over_a_change_of_timeline(machines: Machines) -> None:
