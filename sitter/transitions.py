@@ -124,7 +124,7 @@ class Transitions:
         self._wanted = wanted
         self.problem = None
         self.replacement.under_way = wanted if isinstance(wanted, Restore | Rewind) else None
-        if not getattr(wanted, "sealed", False):
+        if not self._sealing:
             self._unseal()  # before anything is undone: nobody may declare on a position that no longer holds
         self._news.set()
 
@@ -248,11 +248,13 @@ class Transitions:
 
     async def _holds_half_a_record(self, facts: Facts) -> bool:
         """A standby that is not fed, since it asks for more than its upstream has (`tail`)."""
+        if self._sealing:
+            return False  # what is in its way does not matter any more, and it may be about to take over
         fed = facts.receiver is not None and facts.receiver.status == "streaming"
         if fed or facts.replay is None or self.upstream is None or not self._server.said(*tail.SIGNS):
             return False
         try:
-            return await tail.cut(self._settings, replayed=facts.replay, only_look=True)
+            return await tail.cut(self._settings, replayed=facts.replay, only_look=True) and not self._sealing
         except (PostgresError, OSError) as error:
             self._log.debug("the end of the log was not looked at", error=str(error))
             return False
@@ -322,7 +324,7 @@ class Transitions:
         else:
             self._begin(f"restoring from {wanted.sources[0].label}")
         await self._server.stop("immediate")
-        self.upstream = None
+        self.upstream = self._cut_tail = None
         self._void_seal()
         await self.replacement.run(wanted, self.system_identifier)
 
@@ -407,8 +409,13 @@ class Transitions:
 
     # --- Seals --------------------------------------------------------------------------------------------------
 
+    @property
+    def _sealing(self) -> bool:
+        """What is wanted is sealed, or to be."""
+        return isinstance(self._wanted, Primary | Standby) and self._wanted.sealed
+
     def _seal_at(self, position: Lsn) -> None:
-        if not getattr(self._wanted, "sealed", False):
+        if not self._sealing:
             return  # it came through in the moment in which it was no longer wanted
         self.sealed, self.sealed_since = position, time.monotonic()
         self._log.info("sealed", position=str(position))

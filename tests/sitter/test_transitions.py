@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 import structlog
 
 from manatee.lsn import Lsn
+from sitter.postgres import tail
 from sitter.transitions import Transitions
-from sitter.view import Keep, Primary, Standby, Stopped, Wanted
+from sitter.view import Keep, Primary, Restore, Standby, Stopped, Wanted
 from tests.core.views import A, B
 
 
@@ -76,3 +78,44 @@ async def test_stopping_what_is_dead_does_not_make_it_well() -> None:
     await transitions._stop(clean=False)
     assert since is not None
     assert transitions.failures.since == since
+
+
+class Unfed(Idle):
+    """A standby that asked for more than its upstream had: its log says so for long after."""
+
+    running = standby = True
+
+    def said(self, *words: str) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("wanted", [Standby(A), Standby(A, sealed=True)])
+async def test_half_a_record_is_no_reason_to_end_a_sealed_standby(
+    monkeypatch: pytest.MonkeyPatch, wanted: Standby
+) -> None:
+    """It is about to take over."""
+
+    async def cut(*_: object, **__: object) -> bool:
+        return True
+
+    monkeypatch.setattr(tail, "cut", cut)
+    unused = cast(Any, None)
+    transitions = Transitions(cast(Any, Settings()), cast(Any, Unfed()), unused, structlog.get_logger(), lambda: None)
+    transitions.upstream = A
+    transitions.want(wanted)
+    facts = cast(Any, SimpleNamespace(receiver=None, in_recovery=True, replay=Lsn(100)))
+    assert await transitions._holds_half_a_record(facts) is not wanted.sealed
+
+
+async def test_other_data_have_another_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a record that was to be taken from the old data is not looked for in what replaced them."""
+    unused = cast(Any, None)
+    transitions = Transitions(cast(Any, Settings()), cast(Any, Idle()), unused, structlog.get_logger(), lambda: None)
+
+    async def run(*_: object) -> None:
+        pass
+
+    monkeypatch.setattr(transitions.replacement, "run", run)
+    transitions._cut_tail = Lsn(100)
+    await transitions._replace(Restore((A,)))
+    assert transitions._cut_tail is None
