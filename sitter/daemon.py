@@ -193,6 +193,10 @@ class Daemon:
                 self._log.info("remembered", **_words(decision))
         except OSError as error:
             self._log.error("nothing is done: what must be remembered first cannot be written", error=str(error))
+            if isinstance(decision.database, Stopped):  # which relies on no memory: nobody may write here any more
+                self._transitions.want(decision.database)
+            elif self._transitions.open and not isinstance(decision.database, Primary | Keep):
+                self._transitions.want(Stopped())
             return
         self._transitions.system_identifier = view.cluster.system_identifier if view.cluster else None
         if not isinstance(decision.database, Restore | Rewind) or self._admitted:

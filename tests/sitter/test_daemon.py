@@ -14,7 +14,7 @@ from manatee.config import load
 from manatee.coordination import Unreachable
 from manatee.lsn import Lsn
 from sitter.daemon import Daemon
-from sitter.view import Decision, Memory, Restore, Seal, Standby, View, Write
+from sitter.view import Decision, Keep, Memory, Primary, Restore, Seal, Standby, Stopped, View, Wanted, Write
 from tests.core.views import A, B, state, view
 
 SEALED = Memory(identifier="1", generation=4, proof=4, seal=Seal(4, Lsn(100)))
@@ -26,6 +26,7 @@ class Recorder:
     def __init__(self, *, broken: str | None = None) -> None:
         self.done: list[str] = []
         self.wanted: object = None
+        self.open = False
         self._broken = broken
 
     def _note(self, what: str, error: Exception) -> None:
@@ -98,6 +99,27 @@ async def test_nothing_is_done_when_the_memory_cannot_be_written(daemon: Daemon)
     seen = view(B)
     await carried_out_by(daemon, recorder)._carry_out(seen, declaring(seen))
     assert recorder.done == []
+
+
+@pytest.mark.parametrize(
+    ("was_open", "decided", "wanted"),
+    [
+        (True, Stopped(), Stopped()),
+        (True, Standby(A), Stopped()),
+        (False, Standby(A), None),
+        (True, Primary(A), None),
+        (True, Keep(), None),
+    ],
+)
+async def test_a_primary_that_is_none_any_more_stops_although_the_memory_cannot_be_written(
+    daemon: Daemon, was_open: bool, decided: Wanted, wanted: Wanted | None
+) -> None:
+    """A full disk must not keep a deposed primary accepting writes."""
+    recorder = Recorder(broken="remember")
+    recorder.open = was_open
+    await carried_out_by(daemon, recorder)._carry_out(view(B), Decision("deposed", decided, memory=SEALED))
+    assert recorder.wanted == wanted
+    assert recorder.done == ([] if wanted is None else ["database"])
 
 
 async def test_what_zookeeper_refuses_does_not_end_the_daemon(daemon: Daemon) -> None:
