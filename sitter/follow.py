@@ -148,11 +148,12 @@ def _may_be_given_up(shard: Shard, upstreams: int) -> bool:
 def goes_on(shard: Shard) -> Decision | None:
     """What has begun to replace the data, and goes on.
 
-    A restore goes on through changes of generation, too: the transfer itself notices when its source gives no more.
+    A restore goes on through changes of generation, too: the transfer itself notices when its source gives no more. A
+    rewind that has changed nothing yet is given up when its source is absent, or not the primary any more.
     """
     database = shard.view.database
     match database.replacing:
-        case Rewind(source=source):
+        case Rewind(source=source) if database.rewind_begun or shard.leads(source):
             return Decision(f"rewinding to the data of {source.label}", database.replacing)
         case Restore(sources=sources) if any(shard.may_give(peer) for peer in sources):
             return Decision(f"restoring from {sources[0].label}", database.replacing)

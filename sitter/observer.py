@@ -10,7 +10,7 @@ from manatee.cluster import Peer, application_name
 from manatee.config import Settings
 from manatee.coordination import Active, Coordination
 from sitter.comparer import Comparer
-from sitter.postgres import versions
+from sitter.postgres import rewind, versions
 from sitter.postgres.at_rest import AtRest
 from sitter.postgres.queries import Facts
 from sitter.postgres.watch import Watch
@@ -130,6 +130,7 @@ class Observer:
             failing_for=None if transitions.failures.since is None else _since(transitions.failures.since, never=0.0),
             handing_over=transitions.handing_over,
             replacing=transitions.replacement.under_way,
+            rewind_begun=rewind.torn(self._settings),
             torn=transitions.replacement.torn,
             unrewindable=transitions.replacement.unrewindable,
         )

@@ -164,6 +164,10 @@ class Shard:
         ordered = (first, *(peer for peer in (*above, *below) if peer.id != first.id))
         return tuple(peer for peer in ordered if self.serving(peer))
 
+    def leads(self, source: Peer) -> bool:
+        """This peer is the primary, and is there."""
+        return self.present(source) and source.id == self.state.primary.id
+
     def may_give(self, source: Peer) -> bool:
         """A restore from this peer may go on: it is there, and has not been deposed."""
         return self.present(source) and any(peer.id == source.id for peer in self.state.assigned)

@@ -146,6 +146,8 @@ class Database:
     """A clean stop for a handover has begun."""
     replacing: Restore | Rewind | None = None
     """What is being done to the data now, as it was wanted: they are rewound, or restored from one of these peers."""
+    rewind_begun: bool = False
+    """The rewind that is under way has begun to change the data: given up now, it would leave nothing of use."""
     torn: bool = False
     """A rewind was cut short: the data are neither what they were nor what they should be, and must not be started."""
     unrewindable: str | None = None

@@ -42,6 +42,15 @@ FILE_NAME = "postgresql.conf"
 HALF_OPEN = 8000
 """Milliseconds of silence after which either end of a replication connection gives it up."""
 
+NOTICES = {
+    "connect_timeout": "3",
+    "keepalives_idle": "4",
+    "keepalives_interval": "2",
+    "keepalives_count": "2",
+    "tcp_user_timeout": str(HALF_OPEN),
+}
+"""libpq's parameters by which a connection to another peer notices that its machine is gone."""
+
 _DEFAULTS = {"wal_keep_size": "512"}
 """Better than PostgreSQL's own (megabytes here), but the operator's word counts."""
 
@@ -162,11 +171,7 @@ def conninfo(settings: Settings, upstream: Peer, *, database: str | None = None)
         **link.parameters(settings, upstream),
         **({"dbname": database} if database else {}),
         "application_name": application_name(settings.identity),
-        "connect_timeout": "3",
-        "keepalives_idle": "4",
-        "keepalives_interval": "2",
-        "keepalives_count": "2",
-        "tcp_user_timeout": str(HALF_OPEN),
+        **NOTICES,
     }
     return " ".join(f"{word}={_conninfo_value(value)}" for word, value in words.items())
 

@@ -45,6 +45,9 @@ OURS = ("pg_hba.conf", "pg_ident.conf", "postgresql.conf", "postgresql.auto.conf
 RECOVERY = 3600.0
 """Seconds that the recovery of data which were not stopped cleanly may take."""
 
+CHECKPOINT = 600.0
+"""Seconds that a checkpoint of the source may take."""
+
 LOOK = 0.2
 """Seconds between two looks at whether the source has flushed what the data need of its log."""
 
@@ -138,19 +141,23 @@ async def _checkpointed(settings: Settings, source: Peer) -> None:
     try:
         async with asyncio.timeout(RECOVERY), await _connect(settings, source) as connection:
             with contextlib.suppress(psycopg.errors.InsufficientPrivilege):
-                await connection.execute("checkpoint")
+                async with asyncio.timeout(CHECKPOINT):
+                    await connection.execute("checkpoint")
             while True:
-                cursor = await connection.execute(
-                    "select timeline_id, substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)"
-                    " from pg_control_checkpoint()"
-                )
+                async with asyncio.timeout(settings.postgres.query_timeout):
+                    cursor = await connection.execute(
+                        "select timeline_id, substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)"
+                        " from pg_control_checkpoint()"
+                    )
                 row = await cursor.fetchone()
                 assert row is not None
                 if int(row[0]) == int(row[1], 16):
                     return
                 await asyncio.sleep(LOOK)
     except TimeoutError:
-        raise CompareFailed(f"{source.label} has not made a checkpoint since it was promoted") from None
+        raise CompareFailed(
+            f"{source.label} has not made a checkpoint since it was promoted, or does not answer"
+        ) from None
     except psycopg.Error as error:
         raise CompareFailed(f"{source.label} cannot be asked for a checkpoint: {str(error).strip()}") from error
 
@@ -263,8 +270,9 @@ async def _fetch_log(settings: Settings, source: Peer, *, since: Lsn, timeline: 
 
 
 async def _connect(settings: Settings, source: Peer) -> psycopg.AsyncConnection[tuple[Any, ...]]:
+    where = {**link.parameters(settings, source), **configuration.NOTICES}
     return await psycopg.AsyncConnection.connect(
-        **link.parameters(settings, source), dbname="postgres", application_name="manatee-rewind", autocommit=True
+        **where, dbname="postgres", application_name="manatee-rewind", autocommit=True
     )
 
 

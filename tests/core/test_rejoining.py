@@ -148,6 +148,23 @@ def test_what_has_begun_goes_on_although_the_comparison_is_void(doing: Any) -> N
     assert (decision.database, decision.memory.proof) == (doing, 0)
 
 
+@pytest.mark.parametrize(
+    ("source", "begun", "wanted"),
+    [(B, False, Rewind(B)), (C, False, Stopped()), (C, True, Rewind(C)), (D, True, Rewind(D))],
+    ids=["the primary", "no primary any more", "too late", "absent, too late"],
+)
+def test_a_rewind_from_who_leads_no_longer_is_given_up_while_that_harms_nothing(
+    source: Any, begun: bool, wanted: Any
+) -> None:
+    here = {"replacing": Rewind(source), "rewind_begun": begun, "link": None, "proof": 0, "active": active(A, B, C)}
+    assert deposed(Rejoin.REWIND, **here).database == wanted
+
+
+def test_a_rewind_from_who_is_absent_is_given_up_while_that_harms_nothing() -> None:
+    here = {"replacing": Rewind(B), "link": None, "proof": 0, "active": active(A, C, D)}
+    assert deposed(Rejoin.REWIND, **here).database == Stopped()
+
+
 @pytest.mark.parametrize("doing", [Rewind(A), Restore((B, C))])
 def test_what_has_begun_goes_on_while_the_peer_is_in_no_list(doing: Any) -> None:
     """It was reaped, or left for a moment: a rewind that is given up leaves nothing of use."""
