@@ -196,6 +196,9 @@ class Server:
         try:
             await self._lay_foundation(as_standby=self.standby)
             await self.configure(self.replication)
+        except asyncio.CancelledError:
+            self.stale.set()  # given up for something newer: they are still to be read
+            raise
         except (PostgresError, OSError) as error:
             self.refused = str(error)
             self._log.error("PostgreSQL goes on with the settings that it had", error=self.refused)
