@@ -157,7 +157,8 @@ class Observer:
             return False
         now, receiver = time.monotonic(), facts.receiver
         heard = receiver and receiver.status == "streaming" and (receiver.silent or 0.0) < SILENCE
-        if receiver and heard and f"host={upstream.ip} " in f"{receiver.conninfo} ":
+        words = receiver.conninfo.split() if receiver else ()
+        if heard and {f"host={upstream.ip}", f"port={upstream.postgres_port}"} <= set(words):
             self._streamed_at = now
         return now - self._streamed_at < FLICKER
 

@@ -55,3 +55,21 @@ def test_what_counted_once_stays() -> None:
     watching = observer()
     assert watching._confirmed_link(upstream(4)) == LINK
     assert watching._confirmed_link([]) == LINK
+
+
+@pytest.mark.parametrize(
+    ("conninfo", "streams"),
+    [
+        ("user=postgres host=10.0.0.1 port=5432 sslmode=prefer", True),
+        ("user=postgres host=10.0.0.1 port=5433 sslmode=prefer", False),
+        ("user=postgres host=10.0.0.11 port=5432 sslmode=prefer", False),
+        ("", False),
+    ],
+)
+def test_a_receiver_streams_from_its_upstream_by_host_and_port(conninfo: str, streams: bool) -> None:
+    """Several peers may share an address: what one of them sends was not compared."""
+    transitions = SimpleNamespace(failures=SimpleNamespace(flapping=False))
+    unused = cast(Any, None)
+    parts = (cast(Any, SETTINGS), unused, unused, cast(Any, transitions), cast(Any, Comparer), unused)
+    facts = SimpleNamespace(receiver=SimpleNamespace(status="streaming", silent=0.1, conninfo=conninfo))
+    assert Observer(*parts)._streaming(cast(Any, facts), A) is streams
