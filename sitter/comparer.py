@@ -7,6 +7,7 @@ old a log; then a standby that runs makes a newer restartpoint, and the comparis
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 
 from manatee.config import Settings
@@ -21,6 +22,9 @@ from sitter.view import Compare, Incomparable, Link
 FIRST_DELAY = 0.1
 LONGEST_DELAY = 10.0
 """Seconds between two comparisons with the same upstream: the first, doubling up to the last."""
+
+CERTAIN = 3.0
+"""Seconds for which every comparison must have been impossible, until none is expected to be possible any more."""
 
 
 class Comparer:
@@ -39,6 +43,8 @@ class Comparer:
         self._on_change = on_change
         self._wanted: Compare | None = None
         self._asked = asyncio.Event()
+        self._unknowable_since: float | None = None
+        """Since when, by the monotonic clock, every comparison has found that the answer cannot be known."""
         self.link: Link | None = None
         self.incomparable: Incomparable | None = None
         """With whom there will be no answer, and why. An answer from somebody else does not change that."""
@@ -48,6 +54,7 @@ class Comparer:
     def want(self, question: Compare | None) -> None:
         """Find this out, again and again until something else, or nothing, is wanted."""
         if question != self._wanted:
+            self._unknowable_since = None
             self._wanted = question
             self.problem = None
             self._asked.set()
@@ -85,9 +92,10 @@ class Comparer:
             async with session(self._settings) as http:
                 found = await compare(self._settings, upstream, http)
         except (PostgresError, BadCertificate) as error:
-            problem = str(error)
+            self._unknowable_since, problem = None, str(error)
         else:
             if found.answer is not None:
+                self._unknowable_since = None
                 link = Link(
                     upstream.id,
                     question.generation,
@@ -107,12 +115,21 @@ class Comparer:
                 self._on_change()
                 return
             problem = await self._begin_later(found.reason)
-            if not self._server.running:  # so that nothing begins later, ever
+            if self._stays_unknowable() and not self._server.running:  # so that nothing begins later, ever
                 self.incomparable = Incomparable(upstream.id, question.generation, question.proof, found.reason)
                 self._on_change()
         if problem != self.problem:
             self._log.warning("not comparable with upstream yet", upstream=upstream.label, reason=problem)
         self.problem = problem
+
+    def _stays_unknowable(self) -> bool:
+        """Nobody could know for some time. Once says little: a segment may be recycled while it is read, an upstream
+        may just be coming up.
+        """
+        now = time.monotonic()
+        if self._unknowable_since is None:
+            self._unknowable_since = now
+        return now - self._unknowable_since >= CERTAIN
 
     async def _begin_later(self, problem: str) -> str:
         """Have the next comparison begin at a newer restartpoint; what the problem is then."""

@@ -150,7 +150,8 @@ class Shard:
         will: it was restored later than we were. They cannot run to catch up with it, but one further up may hold it.
         """
         found = self.view.database.incomparable
-        if self.i_serve or found is None or found.generation != self.state.generation:
+        proven = self.view.memory.proof >= self.needed_proof
+        if proven or found is None or found.generation != self.state.generation:
             return None
         return next((at for at, peer in enumerate(self.above) if peer.id == found.upstream), None)
 

@@ -120,6 +120,13 @@ def test_data_without_proof_are_compared_with_whoever_still_has_the_wal(with_who
     assert (decision.compare, decision.database) == (wanted, Stopped())
 
 
+def test_proven_data_go_on_with_their_own_link_although_they_do_not_run_yet() -> None:
+    """They run, and so catch up with it, or begin to be compared later."""
+    found = Incomparable(C.id, GENERATION, GENERATION, "recycled")
+    decision = decide(view(D, online=False, upstream=None, streaming=False, link=None, incomparable=found))
+    assert (decision.compare, decision.database) == (Compare(C, GENERATION, GENERATION), Standby(None))
+
+
 def test_data_that_nobody_can_be_compared_with_are_restored_if_that_is_allowed() -> None:
     here = {"online": False, "upstream": None, "streaming": False, "link": None, "proof": 0, "rejoin": Rejoin.REBUILD}
     with_sync = Incomparable(C.id, GENERATION, GENERATION, "recycled")
