@@ -174,7 +174,9 @@ class Transitions:
         kept = asyncio.create_task(self._keep_right())
         tidied = asyncio.create_task(self._tidy_up())
         try:
-            await asyncio.wait((died, hung, stale), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((died, hung, stale, kept), return_when=asyncio.FIRST_COMPLETED)
+            if kept.done():
+                kept.result()  # it ends by nothing but an error that nobody expected
         finally:
             for each in (died, hung, stale, kept, tidied):
                 each.cancel()
@@ -212,8 +214,8 @@ class Transitions:
             try:
                 await self.storage.clear_leftovers(resumable=True)
                 dropped = await self.storage.drop_isolated(self._settings.storage.keep_isolated)
-            except (StorageError, OSError) as error:
-                self._log.warning("what restores have left stays for now", reason=str(error))
+            except Exception as error:  # noqa: BLE001 - no leftover is worth a PostgreSQL that serves
+                self._log.warning("what restores have left stays for now", reason=str(error) or repr(error))
                 await asyncio.sleep(TIDY_INTERVAL)
                 continue
             if dropped:

@@ -49,12 +49,18 @@ class AtRest:
         while True:
             self._news.clear()
             reading = asyncio.create_task(self._find()) if self._database is not None else None
+            news = asyncio.create_task(self._news.wait())
             try:
-                await self._news.wait()
-            finally:
                 if reading is not None:
-                    reading.cancel()
-                    await asyncio.gather(reading, return_exceptions=True)
+                    await asyncio.wait((reading, news), return_when=asyncio.FIRST_COMPLETED)
+                    if reading.done():
+                        reading.result()  # what nobody expected ends the sitter
+                await news
+            finally:
+                for each in (reading, news):
+                    if each is not None:
+                        each.cancel()
+                        await asyncio.gather(each, return_exceptions=True)
 
     async def _find(self) -> None:
         await asyncio.sleep(STAYS)

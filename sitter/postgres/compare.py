@@ -22,6 +22,7 @@ from manatee import link, wal
 from manatee.cluster import Comparison, Peer
 from manatee.config import Settings
 from manatee.lsn import Lsn
+from manatee.peerserver import NoToken, bearer
 from sitter.postgres import controldata, versions, wal_end
 from sitter.postgres.controldata import ControlData
 from sitter.postgres.errors import CompareFailed
@@ -214,12 +215,11 @@ async def their_digest(
     if upstream.backup_url is None:
         raise NotHeld("it has no backup server")
     try:
-        token = settings.backup.token_file.read_text().strip()
-    except OSError as error:
-        raise CompareFailed(f"{settings.backup.token_file} cannot be read: {error.strerror}") from error
+        headers = bearer(settings.backup)
+    except NoToken as error:
+        raise CompareFailed(str(error)) from error
     asked = {"timeline": str(timeline), "from": str(begin), "to": str(end)}
     limit = aiohttp.ClientTimeout(total=settings.postgres.start_timeout)
-    headers = {"Authorization": f"Bearer {token}"}
     try:
         url = f"{upstream.backup_url.rstrip('/')}/v2/wal"
         async with http.get(url, params=asked, headers=headers, timeout=limit) as response:

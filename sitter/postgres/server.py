@@ -164,9 +164,12 @@ class Server:
         return smaller
 
     async def _wrong(self, replication: Replication) -> list[configuration.Wrong]:
-        async with queries.connect(self._settings, timeout=self._timeout) as connection:
-            expected = {name: value for name, value in self._foundation.items() if name in configuration.PROMISED}
-            return await configuration.read_back(connection, self._settings, expected | replication.values())
+        expected = {name: value for name, value in self._foundation.items() if name in configuration.PROMISED}
+        try:
+            async with queries.connect(self._settings, timeout=self._timeout) as connection:
+                return await configuration.read_back(connection, self._settings, expected | replication.values())
+        except psycopg.Error as error:
+            raise PostgresError(f"PostgreSQL does not say what its settings are: {error}") from error
 
     @property
     def expected(self) -> dict[str, str]:

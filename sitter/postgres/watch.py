@@ -74,9 +74,16 @@ class Watch:
 
     async def look(self) -> None:
         """Look now, or share the look that is under way; returns after `PATIENCE` seconds in any case."""
+        self._raise_the_unexpected()
         if self._looking is None or self._looking.done():
             self._looking = asyncio.create_task(self._look())
         await asyncio.wait((self._looking,), timeout=PATIENCE)
+        self._raise_the_unexpected()
+
+    def _raise_the_unexpected(self) -> None:
+        """Of the last look: what it did not expect is for whoever runs us, and ends the sitter."""
+        if self._looking is not None and self._looking.done() and not self._looking.cancelled():
+            self._looking.result()
 
     async def answers(self) -> bool:
         """Look now, and say whether PostgreSQL lets us in."""

@@ -124,3 +124,11 @@ async def test_a_log_that_cannot_be_read_is_said_to_be_and_tried_again(reader: R
         await asyncio.wait_for(changed.wait(), 30)
         now: tuple[object, object] = (resting.end, resting.problem)
         assert now == (END, None)
+
+
+async def test_an_error_that_nobody_expected_is_not_lost(reader: Reader) -> None:
+    reader.problems = [ValueError("unheard of")]
+    resting = AtRest(SETTINGS, structlog.get_logger(), lambda: None)
+    resting.tell("7000")
+    with pytest.raises(ValueError, match="unheard of"):
+        await asyncio.wait_for(resting.run(), 30)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -119,3 +120,46 @@ async def test_other_data_have_another_end(monkeypatch: pytest.MonkeyPatch) -> N
     transitions._cut_tail = Lsn(100)
     await transitions._replace(Restore((A,)))
     assert transitions._cut_tail is None
+
+
+class Running(Unfed):
+    """A standby that runs."""
+
+    def __init__(self) -> None:
+        self.exited, self.stale = asyncio.Event(), asyncio.Event()
+
+    def obeys(self, facts: object) -> bool:
+        raise ValueError("unheard of")
+
+
+async def test_an_error_that_nobody_expected_is_not_lost() -> None:
+    """Otherwise nobody would keep PostgreSQL as it was told to be, and nobody would know."""
+    facts = SimpleNamespace(receiver=SimpleNamespace(status="streaming"), replay=Lsn(100))
+    watch = cast(Any, SimpleNamespace(hung=asyncio.Event(), facts=facts))
+    settings = cast(Any, SimpleNamespace(postgres=SimpleNamespace(health_interval=0.0)))
+    transitions = Transitions(settings, cast(Any, Running()), watch, structlog.get_logger(), lambda: None)
+    with pytest.raises(ValueError, match="unheard of"):
+        await asyncio.wait_for(transitions._watch_over(Standby(A)), 30)
+
+
+async def test_leftovers_end_no_postgresql(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is wrong with them: they are tried again."""
+    tried: list[bool] = []
+
+    class Leftovers:
+        async def clear_leftovers(self, **_: object) -> None:
+            tried.append(True)
+            if len(tried) == 1:
+                raise ValueError("unheard of")
+
+        async def drop_isolated(self, keep: int) -> int:
+            return 0
+
+    settings = cast(Any, SimpleNamespace(storage=SimpleNamespace(keep_isolated=1)))
+    unused = cast(Any, None)
+    transitions = Transitions(settings, unused, unused, structlog.get_logger(), lambda: None)
+    transitions.replacement.__dict__["storage"] = Leftovers()
+    monkeypatch.setattr("sitter.transitions.TIDY_INTERVAL", 0.0)
+    transitions.ready.set()
+    await asyncio.wait_for(transitions._tidy_up(), 30)
+    assert len(tried) == 2

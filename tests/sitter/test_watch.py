@@ -198,3 +198,20 @@ async def test_a_server_whose_data_were_taken_away_counts_as_hung(settings: Sett
     assert watch.hung.is_set()
     assert watch.problem == "its data are no longer there"
     assert watch.initialized, "until it has ended"
+
+
+async def test_an_error_that_nobody_expected_is_not_lost(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither by who looks, nor when it comes after their patience has ended."""
+    watch = Watch(settings, Server(settings, structlog.get_logger()))
+
+    async def unheard_of() -> None:
+        await asyncio.sleep(0)
+        raise ValueError("unheard of")
+
+    monkeypatch.setattr(watch, "_identify", unheard_of)
+    for patience in (0.0, 30.0):
+        monkeypatch.setattr("sitter.postgres.watch.PATIENCE", patience)
+        with pytest.raises(ValueError, match="unheard of"):  # noqa: PT012
+            while True:
+                await watch.look()
+                await asyncio.sleep(0)
