@@ -71,11 +71,15 @@ class Comparer:
                 await self._asked.wait()
                 continue
             work = asyncio.create_task(self._keep_comparing(self._wanted))
+            asked = asyncio.create_task(self._asked.wait())
             try:
-                await self._asked.wait()
+                await asyncio.wait((work, asked), return_when=asyncio.FIRST_COMPLETED)
+                if work.done():
+                    work.result()  # it ends by nothing but an error that nobody expected
             finally:
-                work.cancel()
-                await asyncio.gather(work, return_exceptions=True)
+                for each in (work, asked):
+                    each.cancel()
+                await asyncio.gather(work, asked, return_exceptions=True)
 
     async def _keep_comparing(self, question: Compare) -> None:
         delay = FIRST_DELAY
