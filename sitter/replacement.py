@@ -6,6 +6,8 @@ marked as such (`torn`).
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,6 +24,9 @@ from sitter.postgres.errors import PostgresError
 from sitter.postgres.rewind import Unrewindable
 from sitter.postgres.watch import Watch
 from sitter.view import Restore, Rewind
+
+OLD = "manatee.old"
+"""A file in data that are about to make way, to know them by should they stay. PostgreSQL does not mind it."""
 
 REWINDS = 10
 """Attempts at rewinding these data that may fail before anything is changed, for want of the source mostly."""
@@ -100,21 +105,47 @@ class Replacement:
         transfer = Transfer(self._settings, self.storage, self._log, self._progressed)
         self.progress = transfer.progress
 
-        async def before_adopt() -> None:
-            self._watch.forget_identity()
+        marked = False
 
-        await transfer.run(
-            sources,
-            major_version=str(
-                await versions.of_programs(self._settings, timeout=self._settings.postgres.query_timeout)
-            ),
-            system_identifier=system_identifier,
-            before_adopt=before_adopt,
-        )
+        async def before_adopt() -> None:
+            nonlocal marked
+            self._watch.forget_identity()
+            marked = self._mark_old()
+
+        version = await versions.of_programs(self._settings, timeout=self._settings.postgres.query_timeout)
+        try:
+            await transfer.run(
+                sources, major_version=str(version), system_identifier=system_identifier, before_adopt=before_adopt
+            )
+        except asyncio.CancelledError:
+            if marked and self._is_new():
+                self._make_ours()  # they had been adopted already, or were while the transfer ended
+            raise
+        self._make_ours()
+
+    def _make_ours(self) -> None:
+        """What makes data of this peer of those that a restore has brought."""
         self.settled()
         rewind.forget(self._settings)
         initdb.write_access_files(self._settings)
         self._watch.forget_identity()
+
+    def _mark_old(self) -> bool:
+        """Make the data here known as the old ones; whether it will be known."""
+        data_dir = self._settings.storage.data_dir
+        with contextlib.suppress(OSError):
+            if data_dir.exists():
+                (data_dir / OLD).touch()
+            return True
+        return False
+
+    def _is_new(self) -> bool:
+        """Whether the data here are others than those that were marked as the old ones."""
+        data_dir = self._settings.storage.data_dir
+        if not (data_dir / OLD).exists():
+            return (data_dir / "PG_VERSION").exists()
+        (data_dir / OLD).unlink()
+        return False
 
     def _progressed(self, progress: Progress) -> None:
         self.progress = progress

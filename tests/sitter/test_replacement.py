@@ -1,0 +1,119 @@
+"""Data that a restore has brought are made this peer's own, even if it is given up in the moment they take their place.
+
+Otherwise this peer would run by its source's pg_hba.conf, or restore them again because older ones had been torn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import structlog
+
+from demo.postgresql import unprivileged_user
+from sitter import replacement
+from sitter.bootstrap import RestoreFailed
+from sitter.replacement import Replacement
+from sitter.view import Restore
+from tests.core.views import A
+
+
+class Restores:
+    """Stands in for transfers; they end as they are told to, before or after the new data have taken their place."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self.data_dir = data_dir
+        self.adopts = True
+        self.error: BaseException | None = None
+        self.progress = None
+
+    def __call__(self, *_: object) -> Restores:
+        return self
+
+    async def run(self, *_: object, before_adopt: Callable[[], Awaitable[None]], **__: object) -> None:
+        await before_adopt()
+        if self.adopts:
+            if self.data_dir.exists():
+                self.data_dir.rename(self.data_dir.with_name("isolated"))
+            make(self.data_dir)
+        if self.error:
+            raise self.error
+
+
+def make(data_dir: Path) -> None:
+    data_dir.mkdir()
+    (data_dir / "PG_VERSION").touch()
+    (data_dir / "pg_hba.conf").write_text("another peer's")
+
+
+@pytest.fixture
+def restores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Restores:
+    found = Restores(tmp_path / "data")
+
+    async def version(*_: object, **__: object) -> int:
+        return 18
+
+    monkeypatch.setattr(replacement, "Transfer", found)
+    monkeypatch.setattr(replacement, "open_storage", lambda _: None)
+    monkeypatch.setattr("sitter.postgres.versions.of_programs", version)
+    (tmp_path / "hba").write_text("ours")
+    (tmp_path / "mark").touch()
+    return found
+
+
+async def restored(restores: Restores) -> None:
+    """What runs when that restore ends."""
+    here = restores.data_dir.parent
+    postgres = SimpleNamespace(
+        query_timeout=60.0, manage_hba=True, hba_file=here / "hba", ident_file=None, user=unprivileged_user()
+    )
+    settings = SimpleNamespace(
+        postgres=postgres,
+        storage=SimpleNamespace(data_dir=restores.data_dir),
+        sitter=SimpleNamespace(rewind_mark=here / "mark"),
+    )
+    watch = cast(Any, SimpleNamespace(forget_identity=lambda: None))
+    under_test = Replacement(cast(Any, settings), watch, structlog.get_logger(), lambda: None)
+    await under_test.run(Restore((A,)), None)
+
+
+def is_ours(restores: Restores) -> bool:
+    hba = (restores.data_dir / "pg_hba.conf").read_text() == "ours"
+    assert hba is not (restores.data_dir.parent / "mark").exists(), "both or none"
+    return hba
+
+
+@pytest.mark.parametrize("old", [True, False], ids=["over old data", "where none were"])
+@pytest.mark.parametrize("error", [None, asyncio.CancelledError()], ids=["to its end", "given up"])
+async def test_what_was_adopted_is_made_ours(restores: Restores, old: bool, error: BaseException | None) -> None:
+    if old:
+        make(restores.data_dir)
+    restores.error = error
+    if error is None:
+        await restored(restores)
+    else:
+        with pytest.raises(asyncio.CancelledError):
+            await restored(restores)
+    assert is_ours(restores)
+    assert not (restores.data_dir / replacement.OLD).exists()
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError(), RestoreFailed("the source is gone")])
+async def test_old_data_that_stay_are_as_torn_as_they_were(restores: Restores, error: BaseException) -> None:
+    make(restores.data_dir)
+    restores.adopts, restores.error = False, error
+    with pytest.raises(type(error)):
+        await restored(restores)
+    assert not is_ours(restores)
+
+
+async def test_a_restore_that_is_given_up_and_leaves_nothing(restores: Restores) -> None:
+    restores.adopts, restores.error = False, asyncio.CancelledError()
+    with pytest.raises(asyncio.CancelledError):
+        await restored(restores)
+    assert not restores.data_dir.exists()
+    assert (restores.data_dir.parent / "mark").exists()
