@@ -85,12 +85,16 @@ def as_deposed(shard: Shard) -> Decision:
 
 
 def _comparison(shard: Shard, upstream: Peer) -> Compare | None:
-    """Ask until there is an answer of this generation that cannot pass, and again when the upstream has more proof."""
+    """Ask until there is an answer of this generation that cannot pass, and again when the upstream has more proof.
+
+    And when the primary is there and nothing comes from it: it may have lost what we have, of which it says nothing.
+    """
     if not shard.serving(upstream):
         return None
     wanted = Compare(upstream, shard.state.generation, shard.proof_of(upstream))
     link = shard.link_to(upstream)
     settled = link and link.proof == wanted.proof and link.answer is not Comparison.AHEAD
+    settled = settled and not shard.starves
     return None if settled else wanted
 
 

@@ -145,6 +145,16 @@ class Shard:
         return self.i_serve and me is not None and me.unready_for >= 3 * self.view.limits.sync_grace
 
     @cached_property
+    def starves(self) -> bool:
+        """It follows the primary, and has not streamed from it for some seconds; less than a sync is replaced after.
+
+        Below a standby that is nothing to wonder at: one that has just started does not know yet how much it has.
+        """
+        me, database = self.view.present.get(self.view.me.id), self.view.database
+        follows = database.online and not database.streaming and database.upstream == self.state.primary.id
+        return follows and me is not None and me.unready_for >= self.view.limits.sync_grace / 4
+
+    @cached_property
     def incomparable_with(self) -> int | None:
         """Which link above does not hold the WAL that data without proof would have to be compared with, and never
         will: it was restored later than we were. They cannot run to catch up with it, but one further up may hold it.

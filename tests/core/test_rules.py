@@ -375,6 +375,27 @@ def test_a_takeover_that_is_blocked_says_what_would_unblock_it(changes: Any, wor
     assert decision.waiting_for
 
 
+@pytest.mark.parametrize(
+    ("me", "changes", "asks"),
+    [
+        (B, {"streaming": False}, True),
+        (B, {"streaming": True}, False),
+        (B, {"streaming": False, "unready_for": 2.0}, False),
+        (B, {"streaming": False, "online": False}, False),
+        (C, {"streaming": False}, False),
+    ],
+    ids=["starves", "streams", "for a moment only", "starting", "below a standby"],
+)
+def test_a_sync_that_nothing_comes_to_compares_again(me: Any, changes: Any, asks: bool) -> None:
+    """Promise 1: the primary may have gone back behind what the sync has confirmed, and would replace it."""
+    changes = {"unready_for": 2.5, **changes}
+    who = [says(one, ready=False, unready_for=changes["unready_for"]) if one is me else one for one in EVERYONE]
+    del changes["unready_for"]
+    decision = decide(view(me, active=active(*who), **changes))
+    assert (decision.compare is not None) is asks
+    assert isinstance(decision.database, Standby)
+
+
 def test_an_absent_async_is_not_chosen_and_not_carried_along() -> None:
     decision = decide(view(B, active=active(B, D), attached={C.id: END, D.id: END}, **SEALED))
     assert names(written(decision)) == "B > D [A]"
