@@ -19,7 +19,7 @@ from manatee.log import Logger
 from manatee.storage import Storage, open_storage
 from sitter.bootstrap import Progress
 from sitter.bootstrap import Restore as Transfer
-from sitter.postgres import initdb, rewind, versions
+from sitter.postgres import configuration, initdb, rewind, versions
 from sitter.postgres.errors import PostgresError
 from sitter.postgres.rewind import Unrewindable
 from sitter.postgres.watch import Watch
@@ -128,6 +128,8 @@ class Replacement:
         self.settled()
         rewind.forget(self._settings)
         initdb.write_access_files(self._settings)
+        # Should they lead before they have followed: they are promoted then, and begin a timeline of their own.
+        configuration.set_standby_signal(self._settings, True)
         self._watch.forget_identity()
 
     def _mark_old(self) -> bool:

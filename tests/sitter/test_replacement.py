@@ -100,6 +100,7 @@ async def test_what_was_adopted_is_made_ours(restores: Restores, old: bool, erro
             await restored(restores)
     assert is_ours(restores)
     assert not (restores.data_dir / replacement.OLD).exists()
+    assert (restores.data_dir / "standby.signal").exists(), "whoever is to lead on a copy does so on a new timeline"
 
 
 @pytest.mark.parametrize("error", [asyncio.CancelledError(), RestoreFailed("the source is gone")])
