@@ -56,7 +56,7 @@ def give(path: Path) -> None:
 T = TypeVar("T")
 
 
-async def until(look: Callable[[], Awaitable[T]], *, timeout: float = 20.0) -> T:
+async def until(look: Callable[[], Awaitable[T]], *, timeout: float = 60.0) -> T:
     """Look again and again until the answer is true; the answer."""
     deadline = time.monotonic() + timeout
     while not (answer := await look()):
