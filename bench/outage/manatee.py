@@ -1,4 +1,4 @@
-"""This project's shard, with the defaults of its settings but for the session timeout."""
+"""This project's shard, with the defaults of its settings but for the session timeout and pg_rewind."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import psutil
 
+from demo.postgresql import Installation
 from demo.shard import LocalPeer, LocalShard, script
 
 ADDRESSES = ("127.32.1.2", "127.32.1.3", "127.32.1.4")
@@ -21,36 +22,45 @@ PATIENCE = 180.0
 class Manatee:
     name: str
     session_timeout: float
+    postgresql: Installation | None = None
+    """The preferred one unless given."""
 
     @asynccontextmanager
-    async def cluster(self) -> AsyncIterator[_Cluster]:
-        async with LocalShard(
-            ADDRESSES, name="bench", zookeeper=ZOOKEEPER, session_timeout=self.session_timeout
-        ) as shard:
-            yield _Cluster(shard)
+    async def cluster(self) -> AsyncIterator[Cluster]:
+        shard = LocalShard(
+            ADDRESSES,
+            name="bench",
+            zookeeper=ZOOKEEPER,
+            postgresql=self.postgresql,
+            session_timeout=self.session_timeout,
+            # As Patroni with use_pg_rewind: who was stopped in the middle of a write comes back by itself.
+            overrides={"postgres": {"rejoin": "rewind"}},
+        )
+        async with shard:
+            yield Cluster(shard)
 
 
-class _Cluster:
+class Cluster:
     def __init__(self, shard: LocalShard) -> None:
-        self._shard = shard
+        self.shard = shard
         self._paused: list[psutil.Process] = []
 
     @property
     def addresses(self) -> Sequence[str]:
-        return self._shard.addresses
+        return self.shard.addresses
 
     def _peer(self, address: str) -> LocalPeer:
-        return next(peer for peer in self._shard.peers if peer.ip == address)
+        return next(peer for peer in self.shard.peers if peer.ip == address)
 
     def _family(self, program: str) -> list[psutil.Process]:
-        pid = self._shard.supervisor.status(program).pid
+        pid = self.shard.supervisor.status(program).pid
         if pid is None:
             return []
         sitter = psutil.Process(pid)
         return [sitter, *sitter.children(recursive=True)]
 
     async def whole(self) -> tuple[str, str]:
-        seen = await self._shard.wait_for(lambda seen: seen.complete(3), timeout=PATIENCE, what="a complete shard")
+        seen = await self.shard.wait_for(lambda seen: seen.complete(3), timeout=PATIENCE, what="a complete shard")
         assert seen.state is not None
         assert seen.state.sync is not None
         return seen.state.primary.ip, seen.state.sync.ip
@@ -60,7 +70,7 @@ class _Cluster:
         psutil.Process(int(first)).kill()
 
     async def kill_peer(self, address: str) -> None:
-        await self._shard.kill_peer(self._peer(address))
+        await self.shard.kill_peer(self._peer(address))
 
     async def pause_peer(self, address: str) -> None:
         self._paused = [process for program in self._peer(address).programs for process in self._family(program)]
@@ -70,12 +80,12 @@ class _Cluster:
 
     async def terminate(self, address: str) -> None:
         sitter, *_ = self._peer(address).programs
-        await self._shard.supervisor.stop(sitter)
+        await self.shard.supervisor.stop(sitter)
 
     async def promote(self, _: str, sync: str) -> None:
         process = await asyncio.create_subprocess_exec(
             *(script("manatee-adm"), "promote", "-y", "-n", self._peer(sync).label, "-r", "sync"),
-            env={**os.environ, **self._shard.environment},
+            env={**os.environ, **self.shard.environment},
             stdout=asyncio.subprocess.DEVNULL,
         )
         assert await process.wait() == 0
@@ -85,4 +95,4 @@ class _Cluster:
             with suppress(psutil.NoSuchProcess):
                 process.resume()
         self._paused = []
-        await self._shard.start_peer(self._peer(address))
+        await self.shard.start_peer(self._peer(address))
