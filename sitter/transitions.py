@@ -40,6 +40,9 @@ REPAIR_DELAY_MAX = 30.0
 TIDY_INTERVAL = 60.0
 """Seconds between two attempts at destroying what restores have left."""
 
+TIDIED_WITHIN = 1.0
+"""Seconds that an attempt which is given up has to end: PostgreSQL does not wait for a pool that hangs."""
+
 OUTGROWN_INTERVAL = 1.0
 """Seconds between two looks at whether a standby that lets nobody in needs greater settings."""
 
@@ -180,7 +183,8 @@ class Transitions:
         finally:
             for each in (died, hung, stale, kept, tidied):
                 each.cancel()
-            await asyncio.gather(kept, tidied, return_exceptions=True)
+            await asyncio.gather(kept, return_exceptions=True)
+            await asyncio.wait([tidied], timeout=TIDIED_WITHIN)
         if not self._server.exited.is_set() and not self._watch.hung.is_set():
             await self._server.reread()
             return  # what is wanted is brought about again: by these settings, whom we follow may be written otherwise

@@ -1,4 +1,4 @@
-"""A program that a driver runs: as PostgreSQL's user, with its own small environment, and never outliving its owner."""
+"""A program that a driver runs: as PostgreSQL's user, with its own small environment, and killed with its owner."""
 
 from __future__ import annotations
 
@@ -15,8 +15,14 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import structlog
+
 _KEPT = ("PATH", "TZ", "LD_LIBRARY_PATH", "PGPASSFILE")
 _TAIL = 4096
+GONE_WITHIN = 5.0
+"""Seconds after SIGKILL for which it is waited that a program is gone."""
+_lingering: set[asyncio.Task[int]] = set()
+"""Those that wait for programs which were killed and are not gone yet."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -62,11 +68,8 @@ class Child:
         await asyncio.wait([self._listener], timeout=1.0)
         return status
 
-    async def end(self) -> None:
-        """It is gone when this returns: killed, since it has nothing to tidy up."""
-        with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
-        await self._process.wait()
+    def close(self) -> None:
+        """Listen no more."""
         self._listener.cancel()
 
     async def _listen(self) -> None:
@@ -80,7 +83,35 @@ class Child:
 async def running(
     argv: Sequence[str], *, user: Account | None = None, stdin: int = DEVNULL, stdout: int = DEVNULL
 ) -> AsyncIterator[Child]:
-    """Run a program; it is surely gone when the block is left. Raises OSError when it cannot be started."""
+    """Run a program; killed when the block is left, and gone then unless it lingers (`_end`).
+
+    Raises OSError when it cannot be started.
+    """
+    async with _started(argv, user=user, stdin=stdin, stdout=stdout) as process:
+        child = Child(process)
+        try:
+            yield child
+        finally:
+            child.close()
+
+
+async def output(argv: Sequence[str], *, timeout: float) -> tuple[int, str, str]:
+    """Run a short program as this process's user: its exit status, and what it said on its standard output and error.
+
+    Killed when this ends before it, as in `running`. Raises OSError when it cannot be started, TimeoutError after
+    `timeout` seconds.
+    """
+    async with _started(argv, stdout=PIPE) as process:
+        async with asyncio.timeout(timeout):
+            said, complained = await process.communicate()
+        assert process.returncode is not None
+        return process.returncode, said.decode(errors="replace"), complained.decode(errors="replace")
+
+
+@asynccontextmanager
+async def _started(
+    argv: Sequence[str], *, user: Account | None = None, stdin: int = DEVNULL, stdout: int = DEVNULL
+) -> AsyncIterator[Process]:
     options: dict[str, Any] = {}
     if user is not None:
         options.update(user=user.uid, group=user.gid, extra_groups=user.groups)
@@ -95,37 +126,28 @@ async def running(
         preexec_fn=_die_with_parent,
         **options,
     )
-    child = Child(process)
     try:
-        yield child
+        yield process
     finally:
-        await child.end()
+        await _end(process, argv)
 
 
-async def output(argv: Sequence[str], *, timeout: float) -> tuple[int, str, str]:
-    """Run a short program as this process's user: its exit status, and what it said on its standard output and error.
+async def _end(process: Process, argv: Sequence[str]) -> None:
+    """Kill it, since it has nothing to tidy up, and wait until it is gone, but not for ever.
 
-    It is gone when this returns. Raises OSError when it cannot be started, TimeoutError after `timeout` seconds.
+    A program in a system call that the kernel does not break off (a disk or a pool that hangs) dies when that returns.
+    It is left to a task of its own then: no deadline of whoever ran it may depend on it.
     """
-    process = await asyncio.create_subprocess_exec(
-        *argv,
-        stdin=DEVNULL,
-        stdout=PIPE,
-        stderr=PIPE,
-        cwd="/",
-        env=_environment(None),
-        start_new_session=True,
-        preexec_fn=_die_with_parent,
-    )
-    try:
-        async with asyncio.timeout(timeout):
-            said, complained = await process.communicate()
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
-    assert process.returncode is not None
-    return process.returncode, said.decode(errors="replace"), complained.decode(errors="replace")
+    with contextlib.suppress(ProcessLookupError):
+        process.kill()
+    reaping = asyncio.create_task(process.wait())
+    _lingering.add(reaping)
+    reaping.add_done_callback(_lingering.discard)
+    done, _ = await asyncio.wait([reaping], timeout=GONE_WITHIN)
+    if not done:
+        log = structlog.get_logger().bind(command=" ".join(argv), pid=process.pid)
+        log.error("a program that was killed does not go: its disk or pool may hang", seconds=GONE_WITHIN)
+        reaping.add_done_callback(lambda ended: ended.cancelled() or log.warning("it has gone at last"))
 
 
 def _environment(user: Account | None) -> dict[str, str]:
