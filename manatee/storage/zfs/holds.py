@@ -2,7 +2,7 @@
 
 A property of the live dataset, `manatee:hold-<tag>`, keeps the snapshot's guid for every hold `manatee-<tag>`: guids
 stay when datasets are renamed and snapshots change hands by a promotion, and not every ZFS can list holds. The tag
-names the process, so that what a dead one has held can be told and released.
+names the process, so that what a dead one has held, or a live one could not release, can be told and released.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import itertools
 import os
 from dataclasses import dataclass
 from pathlib import Path
+
+import structlog
 
 from manatee.storage.zfs import command
 from manatee.storage.zfs.command import zfs
@@ -47,13 +49,22 @@ async def take(names: Names, snapshot: str) -> Hold:
 
 
 async def release(names: Names, hold: Hold) -> None:
-    """The hold and its record are gone when this returns, wherever the snapshot has gone meanwhile."""
+    """Release it, wherever the snapshot has gone meanwhile, and forget it.
+
+    What was sent is not worth less for a hold that stays: that is logged, and from now on it is a stale one.
+    """
     try:
-        await _release(hold.tag, hold.snapshot)
-    except Missing:
-        await _release_anywhere(names, hold.tag, hold.guid)
-    await _forget(names, hold.tag)
-    _own.discard(hold.tag)
+        try:
+            await _release(hold.tag, hold.snapshot)
+        except Missing:
+            await _release_anywhere(names, hold.tag, hold.guid)
+        await _forget(names, hold.tag)
+    except ZfsError as error:
+        structlog.get_logger().warning(
+            "a snapshot stays held for now", snapshot=hold.snapshot, hold=f"manatee-{hold.tag}", error=str(error)
+        )
+    finally:
+        _own.discard(hold.tag)
 
 
 async def release_stale(names: Names) -> int:
@@ -92,11 +103,20 @@ async def _release(tag: str, snapshot: str) -> None:
 
 async def _forget(names: Names, tag: str) -> None:
     """The record moves along when its dataset is renamed."""
-    for dataset in (names.live, *await datasets(names)):
-        with contextlib.suppress(ZfsError):
-            if f"{HOLD}{tag}" in await command.local(dataset):
-                await zfs("inherit", f"{HOLD}{tag}", dataset)
+    if not await _erase(names.live, tag):
+        for dataset in await datasets(names):
+            if await _erase(dataset, tag):
                 return
+
+
+async def _erase(dataset: str, tag: str) -> bool:
+    """The record of a hold, if this is the dataset that has it."""
+    key = f"{HOLD}{tag}"
+    found = await command.get(dataset, (key,))
+    if found is None or found.local(key) is None:
+        return False
+    await zfs("inherit", key, dataset)
+    return True
 
 
 def _alive(tag: str) -> bool:
