@@ -180,23 +180,25 @@ class BackupServer:
                 self._remember(transfer)
                 transfer.size = sending.offer.size
                 response = web.StreamResponse(headers=_headers(transfer, sending))
-                response.force_close()  # without HTTP/1.1's chunks its end is the connection's
+                response.force_close()
                 await response.prepare(request)
                 log.info("sending a snapshot", snapshot=sending.offer.snapshot, size=sending.offer.size)
                 await pump(sending, request, response, transfer, self._bandwidth, self._settings.backup.idle_timeout)
                 await sending.finished()
-            transfer.state = "done"  # before the end of the stream can be seen, so that it can be asked for
-            self._metrics.finished.labels("done").inc()
-            log.info("snapshot sent", bytes=transfer.bytes)
-            with suppress(ConnectionError):
-                await response.write_eof()
-            return response
+                transfer.state = "done"  # before the end of the stream can be seen, so that it can be asked for
+                self._metrics.finished.labels("done").inc()
+                log.info("snapshot sent", bytes=transfer.bytes)
+                # Before the storage tidies up: the receiver need not wait for that.
+                await _end(request, response, self._settings.backup.idle_timeout)
         except (StorageError, ReceiverGone) as error:
-            if response is None:
+            if transfer.state == "done":
+                log.warning("what belonged to the snapshot was not tidied up", error=str(error))
+            elif response is None:
                 log.warning("cannot send a snapshot", error=str(error))
                 self._metrics.refused.labels("unavailable").inc()
                 return _refusal(503, str(error))
-            self._fail(transfer, str(error), log)
+            else:
+                self._fail(transfer, str(error), log)
         finally:
             if transfer.state != "done" and response is not None and request.transport is not None:
                 request.transport.abort()
@@ -214,6 +216,15 @@ class BackupServer:
         transfer.state, transfer.error = "failed", reason
         self._metrics.finished.labels("failed").inc()
         log.warning("snapshot not sent", bytes=transfer.bytes, error=reason)
+
+
+async def _end(request: web.Request, response: web.StreamResponse, within: float) -> None:
+    """Let the receiver see that the stream is at its end: without HTTP/1.1's chunks that is the connection's."""
+    with suppress(ConnectionError, TimeoutError):
+        async with asyncio.timeout(within):
+            await response.write_eof()
+    if request.transport is not None:
+        request.transport.close()
 
 
 def _headers(transfer: Transfer, sending: Sending) -> dict[str, str]:

@@ -21,7 +21,7 @@ from aiohttp import web
 from backupserver.server import BackupServer
 from manatee.cluster import Peer as Identity
 from manatee.config import Settings
-from manatee.storage import Offer, SendFailed, Storage, pipe
+from manatee.storage import Offer, SendFailed, Storage, StorageError, pipe
 from manatee.storage.datadir import Identity as Database
 from manatee.tls import server_context
 from sitter.source import Stream, connect
@@ -39,6 +39,8 @@ class Sender:
     """Gives so many bytes and then no more, until `go_on` is set."""
     fails: str | None = None
     """Why it was not the whole snapshot."""
+    untidy: bool = False
+    """What belongs to a stream cannot be tidied up, and that takes until `go_on` is set."""
     offer: Offer = field(init=False)
     fd: int = -1
     checks_itself: bool = True
@@ -61,9 +63,13 @@ class Sender:
             yield replace(self, fd=fd)
         finally:
             os.close(fd)
+            if self.untidy:
+                await asyncio.to_thread(self.go_on.wait)
             self.go_on.set()
             await task
             self.running -= 1
+            if self.untidy:
+                raise StorageError("the snapshot stays held")
 
     async def finished(self) -> None:
         if self.fails:

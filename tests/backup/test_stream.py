@@ -13,7 +13,7 @@ from demo.postgresql import Installation
 from manatee.storage import pipe
 from sitter.source import SourceFailed, TargetStalled, connect
 from tests.backup.plain import Sender, drain, expected, serving, take
-from tests.backup.sandbox import TOKEN, Peer, Sandbox
+from tests.backup.sandbox import TOKEN, Peer, Sandbox, eventually
 
 SIZE = 48 << 20
 
@@ -99,6 +99,25 @@ async def test_a_sender_that_failed_is_told_from_one_that_has_finished(peer: Pee
     async with serving(peer, Sender(SIZE, fails="zfs send was killed")) as source:
         with pytest.raises(SourceFailed, match="broke off; the sender says: zfs send was killed"):
             await take(source, peer.settings)
+
+
+@pytest.mark.parametrize("version", [aiohttp.HttpVersion10, aiohttp.HttpVersion11])
+async def test_a_stream_is_at_its_end_before_its_sender_tidies_up_and_whatever_comes_of_that(
+    peer: Peer, version: aiohttp.HttpVersion
+) -> None:
+    sender = Sender(1 << 20, untidy=True)
+    async with serving(peer, sender) as source, connect(source, peer.settings) as server:
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        async with aiohttp.ClientSession(version=version, headers=headers) as asking:
+            response = await asking.get(f"{source.backup_url}/v2/backup")
+            async with asyncio.timeout(20):
+                assert len(await response.read()) == 1 << 20
+        stream = response.headers["Manatee-Backup"]
+        assert sender.running == 1
+        assert (await server.outcome(stream)).state == "done"
+        sender.go_on.set()
+        await eventually(lambda: not sender.running)
+        assert (await server.outcome(stream)).state == "done"
 
 
 async def test_a_sender_that_stands_still_is_given_up_by_both(impatient: Peer) -> None:
