@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import statistics
 import sys
@@ -103,7 +102,7 @@ async def _one(cluster: Cluster, client: Client, kind: str) -> Round:
     back = await _back(cluster)
     complete = time.monotonic() - moment
     seconds, began, ended = client.outage(moment)
-    return Round(seconds, complete if back else float("inf"), _spans(cluster.shard, clock, moment, began, ended))
+    return Round(seconds, complete if back else float("inf"), cluster.spans(clock, moment, began, ended))
 
 
 async def _acknowledged(client: Client, *, after: float) -> None:
@@ -132,37 +131,6 @@ async def _adm(shard: LocalShard, *words: str) -> None:
         script("manatee-adm"), *words, env={**os.environ, **shard.environment}
     )
     await process.wait()
-
-
-# --- Where the time went --------------------------------------------------------------------------------------------
-
-
-def _spans(shard: LocalShard, clock: float, moment: float, began: float, ended: float) -> list[str]:
-    """What the sitters logged from a little before the event until a little after the outage, by time."""
-    found = [
-        (began - moment, "client", "the last write is acknowledged"),
-        (ended - moment, "client", "the first write is acknowledged"),
-    ]
-    for peer in shard.peers:
-        for line in peer.log("sitter").read_text(errors="replace").splitlines():
-            with contextlib.suppress(ValueError):
-                entry = json.loads(line)
-                at = _seconds(entry.pop("timestamp")) - clock
-                if -0.1 < at < ended - moment + 0.3:
-                    found.append((at, peer.label, _words(entry)))
-    return [f"{at * 1000:9.1f} ms  {who:8}  {what}" for at, who, what in sorted(found)]
-
-
-def _words(entry: dict[str, object]) -> str:
-    event = entry.pop("event", "")
-    values = " ".join(f"{key}={value}" for key, value in entry.items() if key not in ("peer", "level") and value)
-    return f"{event}  {values}"[:220]
-
-
-def _seconds(written: str) -> float:
-    import datetime as dt
-
-    return dt.datetime.fromisoformat(written).timestamp()
 
 
 if __name__ == "__main__":

@@ -5,21 +5,76 @@ from __future__ import annotations
 import datetime as dt
 import os
 import platform
+import re
+import subprocess
+import zipfile
 from pathlib import Path
 
+import psutil
+
+from bench.results import Machine
 from demo.postgresql import choose
+from demo.zookeeper import JARS
+
+ROOT = Path(__file__).parents[1]
 
 
 def describe() -> str:
     """The machine, the versions and the day, in one line."""
-    processor = platform.machine()
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else ():
-        if line.startswith("model name"):
-            processor = line.split(":", 1)[1].strip()
-            break
-    day = dt.datetime.now(dt.UTC).date()
     load = os.getloadavg()[0]
     return (
-        f"{day}, {os.cpu_count()} x {processor}, {platform.system()} {platform.release()}, "
-        f"Python {platform.python_version()}, {choose()}, load {load:.1f} at the end"
+        f"{dt.datetime.now(dt.UTC).date()}, {os.cpu_count()} x {_processor()}, "
+        f"{platform.system()} {platform.release()}, Python {platform.python_version()}, "
+        f"PostgreSQL {postgresql()}, load {load:.1f} at the end"
     )
+
+
+def machine(**versions: str) -> Machine:
+    """The same for the record, with the versions of what else takes part; to be asked before anything is started."""
+    return Machine(
+        date=f"{dt.datetime.now(dt.UTC):%Y-%m-%d %H:%M}",
+        commit=_commit(),
+        processor=_processor(),
+        cores=os.cpu_count() or 1,
+        memory=f"{psutil.virtual_memory().total / 2**30:.1f} GiB",
+        kernel=f"{platform.system()} {re.split('[-_]', platform.release())[0]}",
+        versions={
+            "PostgreSQL": postgresql(),
+            "ZooKeeper": _zookeeper(),
+            "Python": platform.python_version(),
+            **versions,
+        },
+        load=os.getloadavg()[0],
+    )
+
+
+def postgresql() -> str:
+    """The version of the PostgreSQL that is measured."""
+    said = subprocess.run([choose().bin_dir / "postgres", "--version"], capture_output=True, text=True, check=True)
+    return said.stdout.split()[2]
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    for line in cpuinfo.read_text().splitlines() if cpuinfo.exists() else ():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.machine()
+
+
+def _zookeeper() -> str:
+    """From the jar's manifest."""
+    with zipfile.ZipFile(JARS / "zookeeper.jar") as jar:
+        found = re.search(r"Implementation-Version: (\d+\.\d+\.\d+)", jar.read("META-INF/MANIFEST.MF").decode())
+    return found[1] if found else "of unknown version"
+
+
+def _commit() -> str:
+    """Of this checkout, with a + if something in it is not committed."""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", "-C", ROOT, *words], capture_output=True, text=True, check=False)
+        return done.stdout.strip()
+
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs")
+    return (git("rev-parse", "--short", "HEAD") or "none") + ("+" if changed else "")

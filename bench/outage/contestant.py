@@ -34,6 +34,9 @@ class Contestant(Protocol):
     async def bring_back(self, address: str) -> None:
         """Whatever was done to the peer: it runs again."""
 
+    def spans(self, clock: float, moment: float, began: float, ended: float) -> list[str]:
+        """Where the time went (`bench.outage.spans`), if the contestant says so."""
+
 
 class Entry(Protocol):
     """A contestant that can be started."""

@@ -10,27 +10,29 @@ from dataclasses import dataclass
 
 import psutil
 
+from bench import network
+from bench.outage import spans
 from demo.postgresql import Installation
 from demo.shard import LocalPeer, LocalShard, script
 
-ADDRESSES = ("127.32.1.2", "127.32.1.3", "127.32.1.4")
-ZOOKEEPER = ("127.32.1.1", 2181)
+PART = 1
 PATIENCE = 180.0
+SESSION_TIMEOUT = 4.0
 
 
 @dataclass(frozen=True)
 class Manatee:
     name: str
-    session_timeout: float
+    session_timeout: float = SESSION_TIMEOUT
     postgresql: Installation | None = None
     """The preferred one unless given."""
 
     @asynccontextmanager
     async def cluster(self) -> AsyncIterator[Cluster]:
         shard = LocalShard(
-            ADDRESSES,
+            network.peers(PART),
             name="bench",
-            zookeeper=ZOOKEEPER,
+            zookeeper=(network.address(PART, 1), 2181),
             postgresql=self.postgresql,
             session_timeout=self.session_timeout,
             # As Patroni with use_pg_rewind: who was stopped in the middle of a write comes back by itself.
@@ -96,3 +98,6 @@ class Cluster:
                 process.resume()
         self._paused = []
         await self.shard.start_peer(self._peer(address))
+
+    def spans(self, clock: float, moment: float, began: float, ended: float) -> list[str]:
+        return spans.spans([(p.label, p.log("sitter")) for p in self.shard.peers], clock, moment, began, ended)

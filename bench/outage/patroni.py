@@ -20,14 +20,13 @@ from pathlib import Path
 import aiohttp
 import psutil
 
+from bench import network
 from demo.directory import run_directory
 from demo.postgresql import choose, unprivileged_user, within_reach
 from demo.process import Child, alive
 from demo.zookeeper import ZooKeeperServer
 
 VERSION = "4.1.5"
-ADDRESSES = ("127.32.0.2", "127.32.0.3", "127.32.0.4")
-ZOOKEEPER = "127.32.0.1"
 REST = 8008
 PATIENCE = 180.0
 
@@ -44,16 +43,21 @@ class Patroni:
 
     name: str
     dynamic: Mapping[str, object]
+    part: int
+    """Of the network: two of them are measured at the same time."""
 
     @asynccontextmanager
-    async def cluster(self) -> AsyncIterator[_Cluster]:
+    async def cluster(self) -> AsyncIterator[Cluster]:
         user = unprivileged_user()
         with run_directory(readable_by=user) as directory:
             packages = await asyncio.to_thread(_install, directory)
             bin_dir = within_reach(choose(), user, directory).bin_dir
-            async with ZooKeeperServer(directory / "zookeeper", address=ZOOKEEPER) as zookeeper:
-                members = [_Member(ip, directory / f"member{n}", packages, user) for n, ip in enumerate(ADDRESSES, 1)]
-                cluster = _Cluster(members)
+            async with ZooKeeperServer(directory / "zookeeper", address=network.address(self.part, 1)) as zookeeper:
+                members = [
+                    _Member(ip, directory / f"member{n}", packages, user)
+                    for n, ip in enumerate(network.peers(self.part), 1)
+                ]
+                cluster = Cluster(members)
                 for member in members:
                     member.write_settings(zookeeper.servers, bin_dir, self.dynamic)
                 try:
@@ -213,7 +217,7 @@ class _Member:
         self._paused = []
 
 
-class _Cluster:
+class Cluster:
     def __init__(self, members: Sequence[_Member]) -> None:
         self.addresses = tuple(member.address for member in members)
         self._members = {member.address: member for member in members}
@@ -252,6 +256,9 @@ class _Cluster:
         member.resume()
         if not member.running:
             await member.start()
+
+    def spans(self, *_: float) -> list[str]:
+        return []
 
 
 def _url(address: str, path: str) -> str:

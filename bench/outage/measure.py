@@ -1,0 +1,134 @@
+"""The rounds: something is done to a whole cluster while a client writes, and then all is made whole again."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import click
+
+from bench.client import Client
+from bench.machine import machine
+from bench.outage.contestant import Contestant, Entry
+from bench.outage.deeds import EVENTS, Event
+from bench.outage.floor import Floor
+from bench.outage.manatee import SESSION_TIMEOUT, Manatee
+from bench.outage.patroni import DEFAULTS, FASTEST, VERSION, Patroni
+from bench.results import OURS, Row, Section
+
+PATIENCE = 120.0
+
+ENTRIES: dict[str, Entry] = {
+    OURS: Manatee(f"Manatee, session timeout {SESSION_TIMEOUT:g} s"),
+    "floor": Floor("by hand: the floor"),
+    "patroni-fastest": Patroni(f"Patroni {VERSION}, the fastest settings it accepts", FASTEST, 3),
+    "patroni": Patroni(f"Patroni {VERSION}, defaults", DEFAULTS, 4),
+}
+TOGETHER = ("patroni-fastest", "patroni")
+"""They are measured at the same time, after all others."""
+
+NOTES = tuple(
+    """\
+No write is acknowledged for this long: a client holds a connection to every server, writes one row after the other \
+through the one that takes writes, and asks all of them every 10 ms while none does.
+Everybody has the same ZooKeeper (the floor none), the same PostgreSQL and three servers on this one machine; commits \
+wait for one synchronous standby (Patroni: `synchronous_mode_strict`).
+The floor is a chain of servers with the same configuration and a script that knows at once what has happened and does \
+at once what must be done; it proves nothing and writes nothing down.
+The two Patronis, which mostly wait, are measured at the same time as each other, everybody else alone.
+""".splitlines()
+)
+
+
+@dataclass
+class Measured:
+    """Of one contestant: by event."""
+
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+    spans: dict[str, list[list[str]]] = field(default_factory=dict)
+    missing: int = 0
+    """Acknowledged rows that are not there."""
+
+
+async def measure(rounds: int, events: Sequence[str] = (), names: Sequence[str] = ()) -> Section:
+    """Of all contestants and events unless some are given."""
+    on = machine(Patroni=VERSION)
+    names, events = names or list(ENTRIES), events or list(EVENTS)
+    measured = {name: await _contestant(ENTRIES[name], events, rounds) for name in names if name not in TOGETHER}
+    together = [name for name in names if name in TOGETHER]
+    found = await asyncio.gather(*(_contestant(ENTRIES[name], events, rounds) for name in together))
+    measured |= dict(zip(together, found, strict=True))
+    return Section(
+        columns={name: ENTRIES[name].name for name in names},
+        rows={
+            key: Row(what=EVENTS[key].name, unit="s", values={name: measured[name].seconds[key] for name in names})
+            for key in events
+        },
+        notes=NOTES,
+        missing=sum(each.missing for each in measured.values()),
+        spans={key: _of_the_median(measured[OURS], key) for key in events} if OURS in measured else {},
+        machine=on,
+    )
+
+
+def _of_the_median(measured: Measured, key: str) -> list[str]:
+    """What the sitters said of it; PostgreSQL's own words would fill pages."""
+    seconds = measured.seconds[key]
+    spans = measured.spans[key][seconds.index(statistics.median_low(seconds))]
+    return [line for line in spans if "  postgres  line=" not in line]
+
+
+async def _contestant(entry: Entry, events: Sequence[str], rounds: int) -> Measured:
+    found = Measured()
+    async with entry.cluster() as cluster:
+        await cluster.whole()
+        async with writing(cluster.addresses) as client:
+            for key in events:
+                for number in range(1, rounds + 1):
+                    seconds, spans = await _one(cluster, client, EVENTS[key])
+                    found.seconds.setdefault(key, []).append(seconds)
+                    found.spans.setdefault(key, []).append(spans)
+                    click.echo(f"{entry.name}: {EVENTS[key].name}, {number}: {seconds:.2f} s", err=True)
+            await cluster.whole()
+            found.missing = len(await client.missing())
+            return found
+
+
+@asynccontextmanager
+async def writing(addresses: Sequence[str]) -> AsyncIterator[Client]:
+    """A client that writes for as long as the block lasts."""
+    client = Client(addresses)
+    task = asyncio.create_task(client.run())
+    try:
+        yield client
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def _one(cluster: Contestant, client: Client, event: Event) -> tuple[float, list[str]]:
+    primary, sync = await cluster.whole()
+    await _steady(client)
+    moment, clock = time.monotonic(), time.time()
+    await event.do(cluster, primary, sync)
+    await _steady(client, after=moment)
+    seconds, began, ended = client.outage(moment)
+    await cluster.bring_back(sync if event.harms_sync else primary)
+    return seconds, cluster.spans(clock, moment, began, ended)
+
+
+async def _steady(client: Client, *, after: float = 0.0) -> None:
+    """Wait for a second of acknowledgements; with `after`, one that began after that moment or runs past its outage."""
+    count = len(client.acknowledged)
+    begun = time.monotonic()
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            await asyncio.sleep(0.05)
+            recent = client.acknowledged[count:]
+            now = time.monotonic()
+            if len(recent) >= 50 and recent[-1][1] > now - 0.2 and now - begun > 1.0 and recent[-1][1] > after + 1.0:
+                return
