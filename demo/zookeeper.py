@@ -1,4 +1,4 @@
-"""A real ZooKeeper server on this machine, standalone, as our child: Debian's jars and a headless Java.
+"""A real ZooKeeper server on this machine, alone or one of an ensemble: our child, of Debian's jars and a Java.
 
 Sessions end within half a second of their timeout (`tickTime=500`: ZooKeeper rounds an expiry up to its next tick).
 What it has answered survives SIGKILL, and the server can be stopped, killed and started again on the same data.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
@@ -16,21 +17,25 @@ from demo.process import Child, busy
 JARS = Path("/usr/share/java")
 MAIN = "org.apache.zookeeper.server.quorum.QuorumPeerMain"
 
-_JAVA_OPTIONS = (
+_ALWAYS = (
+    "-Djava.awt.headless=true",
+    "-Dorg.slf4j.simpleLogger.showDateTime=true",
+    "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
+)
+
+SMALL = (
     "-Xms32m",
     "-Xmx192m",
     # A demo is over before the optimizing compiler and the parallel collector have paid for themselves.
     "-XX:+UseSerialGC",
     "-XX:TieredStopAtLevel=1",
     "-XX:-UsePerfData",
-    "-Djava.awt.headless=true",
     # We kill processes, not machines, and the page cache survives that: no fsync for each write.
     "-Dzookeeper.forceSync=no",
     # Kilobytes a transaction log is extended by; the default is 64 MB for every server that is started.
     "-Dzookeeper.preAllocSize=1024",
-    "-Dorg.slf4j.simpleLogger.showDateTime=true",
-    "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
 )
+"""What a server of a demo or a test is started with: for Java and for ZooKeeper."""
 
 
 class ZooKeeperFailed(Exception):
@@ -44,11 +49,22 @@ class ZooKeeperServer:
     ...     client = KazooClient(zookeeper.servers)
     """
 
-    def __init__(self, directory: Path, *, address: str = "127.0.0.1", port: int = 2181) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        address: str = "127.0.0.1",
+        port: int = 2181,
+        members: Sequence[str] = (),
+        java_options: Sequence[str] = SMALL,
+    ) -> None:
+        """`members`: the addresses of the ensemble's servers, this one's among them; none for a server alone."""
         self.directory = directory
         self.address = address
         self.port = port
+        self.members = members
         self.log = directory / "zookeeper.log"
+        self._java_options = java_options
         self._child: Child | None = None
 
     @property
@@ -81,20 +97,26 @@ class ZooKeeperServer:
                 " from Debian's packages default-jre-headless and libzookeeper-java"
             )
         # zookeeper.jar names the jars it needs in its manifest.
-        return [java, *_JAVA_OPTIONS, "-cp", ":".join(map(str, jars)), MAIN, self.directory / "zoo.cfg"]
+        return [java, *_ALWAYS, *self._java_options, "-cp", ":".join(map(str, jars)), MAIN, self.directory / "zoo.cfg"]
 
     def write_settings(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
+        ensemble = "".join(f"server.{number}={each}:2888:3888\n" for number, each in enumerate(self.members, 1))
+        if self.members:
+            (self.directory / "data").mkdir(exist_ok=True)
+            (self.directory / "data" / "myid").write_text(f"{self.members.index(self.address) + 1}\n")
         (self.directory / "zoo.cfg").write_text(
             f"dataDir={self.directory / 'data'}\n"
             f"clientPort={self.port}\n"
             f"clientPortAddress={self.address}\n"
             "tickTime=500\n"
+            "initLimit=20\n"
+            "syncLimit=6\n"
             "minSessionTimeout=1000\n"
             "maxSessionTimeout=60000\n"
             "maxClientCnxns=0\n"
             "admin.enableServer=false\n"
-            "4lw.commands.whitelist=srvr,ruok,stat,mntr,cons,dump\n"
+            "4lw.commands.whitelist=srvr,ruok,stat,mntr,cons,dump\n" + ensemble
         )
 
     async def start(self, *, timeout: float = 180.0) -> None:
@@ -129,7 +151,12 @@ class ZooKeeperServer:
             await self._child.kill()
 
     async def serving(self) -> bool:
-        return "Mode: standalone" in await four_letters("srvr", self.address, self.port)
+        return await self.mode() is not None
+
+    async def mode(self) -> str | None:
+        """`standalone`, `leader`, `follower`, or None while it serves nobody."""
+        said = await four_letters("srvr", self.address, self.port)
+        return next((line.split()[1] for line in said.splitlines() if line.startswith("Mode: ")), None)
 
 
 async def four_letters(word: str, address: str, port: int, *, timeout: float = 2.0) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from demo.supervisor import Program
-from demo.zookeeper import ZooKeeperServer, four_letters
+from demo.zookeeper import ZooKeeperServer
 from tests.chaos.topology import Network
 
 PORT = 2181
@@ -27,35 +27,20 @@ class Ensemble:
 
     def programs(self) -> list[Program]:
         """Their settings are written; what the supervisor is to run, by the nodes' names."""
-        return [self._program(number, node) for number, node in enumerate(NODES, 1)]
+        return [self._program(node) for node in NODES]
 
-    def _program(self, number: int, node: str) -> Program:
-        home = self.directory / node
-        (home / "data").mkdir(parents=True)
-        (home / "data" / "myid").write_text(f"{number}\n")
-        members = [f"server.{each}={self.network.nodes[name]}:2888:3888" for each, name in enumerate(NODES, 1)]
-        settings = [
-            f"dataDir={home / 'data'}",
-            f"clientPort={PORT}",
-            f"clientPortAddress={self.network.nodes[node]}",
-            "tickTime=500",
-            "initLimit=20",
-            "syncLimit=6",
-            "minSessionTimeout=1000",
-            "maxSessionTimeout=60000",
-            "maxClientCnxns=0",
-            "admin.enableServer=false",
-            "4lw.commands.whitelist=srvr",
-            *members,
-        ]
-        (home / "zoo.cfg").write_text("\n".join(settings) + "\n")
-        argv = ZooKeeperServer(home, address=self.network.nodes[node]).command()
-        return Program(node, (*self.network.inside(node), *argv), home / "zookeeper.log", grace=5.0)
+    def _program(self, node: str) -> Program:
+        server = self._server(node)
+        server.write_settings()
+        return Program(node, (*self.network.inside(node), *server.command()), server.log, grace=5.0)
+
+    def _server(self, node: str) -> ZooKeeperServer:
+        members = [self.network.nodes[each] for each in NODES]
+        return ZooKeeperServer(self.directory / node, address=self.network.nodes[node], port=PORT, members=members)
 
     async def mode(self, node: str) -> str | None:
         """`leader`, `follower`, or None while it serves nobody."""
-        said = await four_letters("srvr", self.network.nodes[node], PORT, timeout=1.0)
-        return next((line.split()[1] for line in said.splitlines() if line.startswith("Mode: ")), None)
+        return await self._server(node).mode()
 
     async def serves(self, *, within: float) -> bool:
         """Whether there is a leader in so many seconds."""
