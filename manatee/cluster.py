@@ -239,6 +239,8 @@ class PeerStatus(Wire):
     """Where its recovery would begin: who keeps WAL for it keeps it from there on."""
     running: StrictBool | None = None
     """A PostgreSQL of it runs, whatever it is worth; None if it does not say."""
+    status_port: StrictInt | None = None
+    """Of its sitter's HTTP server."""
     diverged: StrictStr | None = None
     """From whom its data have diverged, and where, in a sentence; None if they have not, or it is not known."""
     version: StrictStr = ""

@@ -178,6 +178,9 @@ class Snapshotter(_Section):
 class Sitter(_Section):
     state_dir: Path
     """Outside the data and its dataset: what the peer must remember, and the configuration rendered for PostgreSQL."""
+    evict_dead: bool = True
+    """Whether primary and sync remove each other from the active list, when they see that the other is dead, instead of
+    waiting for its session to end."""
 
     @property
     def rewind_mark(self) -> Path:

@@ -34,6 +34,7 @@ from manatee.session import (
     OutcomeUnknown,
     Session,
     Unreachable,
+    check,
     create,
     delete,
     refusals,
@@ -178,7 +179,7 @@ class Coordination:
         found, unreadable = [], []
         for name, node in present.items():
             try:
-                found.append(active(name, node.data))
+                found.append(active(name, node.data, node.owner))
             except BadDocument as error:
                 unreadable.append((name, str(error)))
                 self._complain(f"{self._layout.election}/{name}", node, str(error))
@@ -220,6 +221,11 @@ class Coordination:
             self._entered = (peer.id, session)
             mine = await self._own(peer.id)
             if not mine:
+                if self._mine is not None and self._mine[1] == session:
+                    self._log.warning(
+                        "removed from the active list by another peer, which has seen this one dead: joining again",
+                        node=self._mine[0],
+                    )
                 data = json.dumps(election_data(peer), ensure_ascii=False).encode()
                 made = await self._session.commit(
                     create(f"{self._layout.election}/{peer.id}-", data, ephemeral=True, sequential=True)
@@ -244,13 +250,16 @@ class Coordination:
         path = f"{self._layout.status}/{name}"
         again = self._published is not None and self._published[0] == name
         self._published = None
+        # A status without an election node would stay for as long as the session: it is written beside one, or not.
+        beside = check(f"{self._layout.election}/{name}", -1)
         with refusals("publish this peer's status"):
             try:
-                await self._session.commit(write(path, content) if again else create(path, content, ephemeral=True))
+                first = write(path, content) if again else create(path, content, ephemeral=True)
+                await self._session.commit(beside, first)
             except NoNodeError:
-                await self._session.commit(create(path, content, ephemeral=True))
+                await self._session.commit(beside, create(path, content, ephemeral=True))
             except NodeExistsError:
-                await self._session.commit(write(path, content))
+                await self._session.commit(beside, write(path, content))
         self._published = (name, content)
 
     async def resign(self) -> None:
@@ -271,6 +280,19 @@ class Coordination:
                             await self._session.commit(delete(path))
                 self._log.info("resigned", node=name)
         self._entered = self._mine = self._published = None
+
+    async def evict(self, node: str) -> None:
+        """Remove this election node of another peer, which is dead, and its status. That it is gone is no error.
+
+        Raises Unreachable if it was not sent, OutcomeUnknown if the answer is missing.
+        """
+        status, election = f"{self._layout.status}/{node}", f"{self._layout.election}/{node}"
+        with refusals("evict a peer"):
+            try:
+                await self._session.commit(delete(election), delete(status))
+            except NoNodeError:
+                with contextlib.suppress(NoNodeError):
+                    await self._session.commit(delete(election))  # it had no status yet
 
     def _joined(self) -> str:
         if self._mine is None or self._mine[1] != self._session.id:

@@ -46,6 +46,8 @@ class Active:
     """False for a Manatee 2 peer."""
     status: PeerStatus | None
     """What it says of itself; None if it has not said anything yet, or not legibly."""
+    session: int = 0
+    """The session that the node belongs to."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ def sequence(name: str) -> tuple[int, str]:
     return (int(match[2]), name) if match else (-1, name)
 
 
-def active(name: str, data: bytes) -> Active:
+def active(name: str, data: bytes, session: int = 0) -> Active:
     """The peer of an election node, by its identity alone; raises BadDocument if it is none."""
     id = peer_id(name)
     if id is None:
@@ -108,7 +110,7 @@ def active(name: str, data: bytes) -> Active:
     if not isinstance(document, dict):
         raise BadDocument("document: expected an object")
     identity = {key: document[key] for key in _IDENTITY if key in document}
-    return Active(name, Peer.of({"id": id, **identity}), document.get("status") is True, None)
+    return Active(name, Peer.of({"id": id, **identity}), document.get("status") is True, None, session)
 
 
 def newest(found: Iterable[Active]) -> list[Active]:

@@ -16,12 +16,13 @@ from dataclasses import replace
 from manatee import __version__
 from manatee.cluster import PeerStatus
 from manatee.config import Settings
-from manatee.coordination import Conflict, Coordination, CoordinationError
+from manatee.coordination import Conflict, Coordination, CoordinationError, OutcomeUnknown
 from manatee.log import Logger
 from sitter.comparer import Comparer
 from sitter.decide import decide
 from sitter.fence import cut_off
 from sitter.memory import MemoryFile
+from sitter.neighbour import Lookout
 from sitter.observer import Observer
 from sitter.postgres.at_rest import AtRest
 from sitter.postgres.server import Server
@@ -54,14 +55,16 @@ class Daemon:
         self._comparer = Comparer(settings, log, self.wake, self._server)
         self._upkeep = Upkeep(settings, self._server, log)
         self._at_rest = AtRest(settings, log, self.wake)
+        self._lookout = Lookout(log, self.wake)
         self._observer = Observer(
-            settings, self._coordination, self._watch, self._transitions, self._comparer, self._at_rest
+            settings, self._coordination, self._watch, self._transitions, self._comparer, self._at_rest, self._lookout
         )
         self._fenced = False
         self._unidentified: str | None = None
         self._leaving = False
         self._resigned_at: float | None = None
         self._published: tuple[PeerStatus, float] | None = None
+        self._evictions = 0
         self._view: View | None = None
         self._decision: Decision | None = None
         self.turned_at = time.monotonic()
@@ -94,7 +97,9 @@ class Daemon:
                 self._upkeep,
                 self._at_rest,
                 self._coordination,
+                self._lookout,
                 self._fenced,
+                self._evictions,
             )
         )
 
@@ -109,7 +114,10 @@ class Daemon:
         try:
             await self._coordination.start()
             async with asyncio.TaskGroup() as tasks:
-                parts = (self._transitions, self._comparer, self._watch, self._upkeep, self._at_rest)
+                parts = (
+                    *(self._transitions, self._comparer, self._watch, self._upkeep, self._at_rest),
+                    self._lookout,
+                )
                 beside = [tasks.create_task(part.run()) for part in parts]
                 while not await self._turn():
                     pass
@@ -207,12 +215,16 @@ class Daemon:
         if decision.ready:
             self._transitions.ready.set()
         self._comparer.want(decision.compare)
+        self._lookout.want(decision.neighbour)
         self._upkeep.tell({one.peer.id: one.status.redo for one in view.active if one.status and one.status.redo})
         try:
             if decision.resign:
                 await self._resign()
             elif view.me.id not in view.present:
                 await self._join()
+                return  # what was decided is void: who was evicted looks again before it does anything else
+            if decision.evict:
+                await self._evict(view, decision.evict)
             if not decision.resign:
                 await self._publish(view, decision)
             if decision.cluster:
@@ -265,6 +277,23 @@ class Daemon:
         self._transitions.failures.forgive()  # who comes back has as long as before to come up
         self.wake()
 
+    async def _evict(self, view: View, node: str) -> None:
+        """The rest is for the ordinary rules, once ZooKeeper has told us that the node is gone."""
+        begun = time.monotonic()
+        try:
+            await self._coordination.evict(node)
+        except OutcomeUnknown:
+            self._observer.evicted(node)
+            raise
+        self._observer.evicted(node)
+        self._evictions += 1
+        self._log.warning(
+            "evicted a dead peer: its election node was removed",
+            node=node,
+            detail=view.death and view.death.detail,
+            seconds=round(time.monotonic() - begun, 3),
+        )
+
     async def _publish(self, view: View, decision: Decision) -> None:
         """Say of ourselves what the others need to know; a position alone is news only now and then."""
         facts, at_rest, now = self._watch.facts, self._at_rest.end, time.monotonic()
@@ -277,6 +306,7 @@ class Daemon:
             restoring=isinstance(decision.database, Restore | Rewind),
             torn=view.database.torn,
             running=self._server.running,
+            status_port=self._settings.status_port,
             diverged=decision.diverged,
             generation=decision.memory.generation,
             proof=decision.memory.proof,

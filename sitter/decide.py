@@ -24,7 +24,8 @@ A write to ZooKeeper whose answer was lost is *open*: it may still land. While i
 
 Reading order: `decide`, the roles, `_declare`. The words (present, serving, ready, attached, valid promote) are defined
 in `sitter.shard`, where proof comes from in `sitter.proof`, how a peer comes to follow in `sitter.follow`, how a shard
-begins in `sitter.setup`, what an operator may force in `sitter.forced`, the data in `sitter.view`.
+begins in `sitter.setup`, what an operator may force in `sitter.forced`, whose death is not waited for in
+`sitter.eviction`, the data in `sitter.view`.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from dataclasses import dataclass, replace
 
 from manatee.cluster import Cluster, ClusterState, Comparison, Peer, Role, written_time
 from manatee.lsn import Lsn
+from sitter.eviction import evicted, neighbour
 from sitter.follow import VERIFY, as_deposed, as_standby, goes_on
 from sitter.forced import take_word
 from sitter.proof import remember
@@ -379,6 +381,7 @@ def _finish(shard: Shard, decision: Decision) -> Decision:
     serving = shard.i_serve and isinstance(wanted, Primary | Standby) and not decision.resign
     ready = serving and (isinstance(wanted, Primary) or shard.i_stream)
     link = shard.link_to(shard.upstream) if shard.follows else None
+    evict = evicted(shard, decision)
     return replace(
         decision,
         memory=memory,
@@ -386,6 +389,9 @@ def _finish(shard: Shard, decision: Decision) -> Decision:
         ready=ready,
         compares=link.answer if link else None,
         cluster=_completed_cluster(shard),
+        neighbour=neighbour(shard),
+        evict=evict,
+        look_again=SOON if view.death and not evict else decision.look_again,
     )
 
 

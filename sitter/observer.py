@@ -10,6 +10,7 @@ from manatee.cluster import Peer, application_name
 from manatee.config import Settings
 from manatee.coordination import Active, Coordination
 from sitter.comparer import Comparer
+from sitter.neighbour import Lookout
 from sitter.postgres import rewind, versions
 from sitter.postgres.at_rest import AtRest
 from sitter.postgres.queries import Facts
@@ -37,6 +38,7 @@ class Observer:
         transitions: Transitions,
         comparer: Comparer,
         at_rest: AtRest,
+        lookout: Lookout,
     ) -> None:
         self._settings = settings
         self._me = settings.identity
@@ -45,7 +47,11 @@ class Observer:
         self._transitions = transitions
         self._comparer = comparer
         self._at_rest = at_rest
+        self._lookout = lookout
+        self._evicted: dict[str, tuple[int, float]] = {}
+        """By peer: the session of the last node of it that we removed, and when."""
         self._unready: Mapping[str, float] = {}
+        self._seen: Mapping[str, Active] = {}
         self._streamed_at = -math.inf
         self._writable_since: float | None = None
         self._confirmed: Link | None = None
@@ -73,7 +79,7 @@ class Observer:
         view = View(
             me=self._me,
             now=time.time(),
-            active=tuple(Present(one.peer, one.status, one.promises_status) for one in active),
+            active=tuple(self._present(one) for one in active),
             state=state,
             state_problem=seen.state_problem or (seen.cluster_problem and f"cluster: {seen.cluster_problem}"),
             version=seen.version,
@@ -87,8 +93,22 @@ class Observer:
             resigned_for=resigned_for,
             limits=self._limits,
             rejoin=Rejoin(self._settings.postgres.rejoin),
+            death=self._lookout.death,
+            evict_dead=self._settings.sitter.evict_dead,
         )
+        self._seen = {one.node: one for one in active}
         return self._timed(view, active)
+
+    def evicted(self, node: str) -> None:
+        """This election node was removed, or may have been."""
+        if one := self._seen.get(node):
+            self._evicted[one.peer.id] = one.session, time.monotonic()
+
+    def _present(self, one: Active) -> Present:
+        """Whoever comes back in the session that its removed node was of has lived; a new process has a new one."""
+        session, at = self._evicted.get(one.peer.id, (None, -math.inf))
+        lived = time.monotonic() - at if session == one.session else math.inf
+        return Present(one.peer, one.status, one.promises_status, node=one.node, evicted_for=lived)
 
     def _timed(self, view: View, active: list[Active]) -> View:
         """The same with the time that each present peer has been unready."""
@@ -120,6 +140,7 @@ class Observer:
             unsealed_for=_since(transitions.unsealed_since, never=math.inf),
             upstream=transitions.upstream.id if transitions.upstream else None,
             streaming=self._streaming(facts, transitions.upstream),
+            connected=_connected(facts, names, transitions.upstream),
             attached={
                 names[row.application_name]: row.flush
                 for row in (facts.downstreams if facts else ())
@@ -168,6 +189,14 @@ class Observer:
         elif self._writable_since is None:
             self._writable_since = time.monotonic()
         return _since(self._writable_since, never=0.0)
+
+
+def _connected(facts: Facts | None, names: Mapping[str, str], upstream: Peer | None) -> frozenset[str]:
+    """Who replication goes on with, by what PostgreSQL says now: a receiver that has lost its connection is gone."""
+    if facts is None:
+        return frozenset()
+    downstreams = {names[row.application_name] for row in facts.downstreams if row.application_name in names}
+    return frozenset(downstreams | ({upstream.id} if upstream and facts.receiver else set()))
 
 
 def _since(moment: float | None, *, never: float) -> float:

@@ -14,6 +14,7 @@ from manatee.coordination import Coordination
 from manatee.lsn import Lsn
 from sitter.comparer import Comparer
 from sitter.failures import Failure
+from sitter.neighbour import Lookout
 from sitter.postgres.at_rest import AtRest
 from sitter.postgres.queries import Facts
 from sitter.postgres.upkeep import Upkeep
@@ -35,7 +36,9 @@ class Sources:
     upkeep: Upkeep
     at_rest: AtRest
     coordination: Coordination
+    lookout: Lookout
     fenced: bool
+    evictions: int
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,8 @@ class Report:
     """Per peer that streams from here, by label: how much WAL it has not flushed yet."""
     restarts: int = 0
     """How often PostgreSQL was restarted after it had died."""
+    evictions: int = 0
+    """How many peers were seen dead and removed from the active list by this one."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """How PostgreSQL's settings stand to what it was told, and the slots that it keeps (`Upkeep.document`)."""
     failures: Mapping[str, int] = field(default_factory=dict)
@@ -91,6 +96,7 @@ def report(sources: Sources) -> Report:
         lag_seconds=_lag_seconds(facts),
         downstream_lag_bytes=_downstream(view, sources.watch),
         restarts=sources.transitions.restarts,
+        evictions=sources.evictions,
         settings=sources.upkeep.document(),
         failures=dict(sources.transitions.failures.counts),
         failing=failure.cause if failure else None,
@@ -176,6 +182,8 @@ def _document(now: Report, sources: Sources) -> dict[str, Any]:
         "state": view.state.document() if view and view.state else None,
         "stateProblem": view.state_problem if view else None,
         "active": [one.peer.id for one in view.active] if view else [],
+        "neighbour": _neighbour(sources.lookout),
+        "evictions": now.evictions,
         "restore": now.restore,
         "storage": {"driver": settings.storage.driver, **transitions.storage.detail},
         "version": __version__,
@@ -241,6 +249,14 @@ def _comparison(comparer: Comparer) -> dict[str, Any] | None:
     if link is None:
         return {"problem": comparer.problem} if comparer.problem else None
     return {**asdict(link), "mark": str(link.mark), "problem": comparer.problem}
+
+
+def _neighbour(lookout: Lookout) -> dict[str, Any] | None:
+    """Whose death would be noticed at once."""
+    one, death = lookout.neighbour, lookout.death
+    if one is None:
+        return None
+    return {"peer": one.label, "connected": lookout.connected, "seenDead": death.detail if death else None}
 
 
 def _memory(decision: Decision | None) -> dict[str, Any] | None:

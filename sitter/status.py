@@ -133,6 +133,11 @@ class _Metrics:
         yield CounterMetricFamily(
             "manatee_postgres_restarts", "Restarts of PostgreSQL after it had died.", value=float(now.restarts)
         )
+        yield CounterMetricFamily(
+            "manatee_evictions",
+            "Peers that were seen dead and removed from the active list.",
+            value=float(now.evictions),
+        )
         failures = CounterMetricFamily(
             "manatee_postgres_failures", "Times that PostgreSQL died or could not be started.", labels=["cause"]
         )

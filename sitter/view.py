@@ -29,6 +29,10 @@ class Present:
     promises_status: bool = True
     """False for a Manatee 2 peer, which will never say anything."""
     unready_for: float = 0.0
+    node: str = ""
+    """The name of its election node."""
+    evicted_for: float = math.inf
+    """How long ago we removed an election node of the session that it still has: it lived, then."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +140,8 @@ class Database:
     """The id of the peer it is set to follow."""
     streaming: bool = False
     """It streams from that peer."""
+    connected: frozenset[str] = frozenset()
+    """The ids of the peers that it has a replication connection with at this very moment, whoever sends."""
     attached: Mapping[str, Lsn] = field(default_factory=dict)
     """The ids of the peers that stream from it, with what each has flushed."""
     link: Link | None = None
@@ -155,6 +161,17 @@ class Database:
 
 
 @dataclass(frozen=True)
+class Death:
+    """A peer was seen dead: connections to its sitter and to its PostgreSQL were refused, every one of several."""
+
+    node: str
+    """The election node that it had when this was begun to be found out."""
+    generation: int
+    """The generation of then."""
+    detail: str
+
+
+@dataclass(frozen=True)
 class Limits:
     """How long the rules wait, from the settings."""
 
@@ -162,6 +179,8 @@ class Limits:
     seal_timeout: float = 5.0
     crash_restart_timeout: float = 5.0
     handover_timeout: float = 5.0
+    eviction_pause: float = 300.0
+    """For how long a peer that was taken for dead and lived is not evicted again."""
 
 
 @dataclass(frozen=True)
@@ -191,6 +210,10 @@ class View:
     """How long ago we gave up our election node on purpose; None if we did not."""
     limits: Limits = Limits()
     rejoin: Rejoin = Rejoin.SAFE
+    death: Death | None = None
+    """Of the neighbour that was asked for, as long as it holds."""
+    evict_dead: bool = True
+    """Whether a peer that was seen dead may be evicted."""
 
     def with_unready_times(self, seconds: Mapping[str, float]) -> View:
         """The same view, with the time for which each peer, by id, has been unready."""
@@ -271,6 +294,21 @@ class Compare:
 
 
 @dataclass(frozen=True)
+class Neighbour:
+    """Whose death is to be noticed at once, and whom to ask whether it is the network that refuses connections."""
+
+    node: str
+    """Its election node."""
+    generation: int
+    label: str
+    sitter: tuple[str, int]
+    """Host and port; the others likewise."""
+    postgres: tuple[str, int]
+    witnesses: tuple[tuple[str, int], ...]
+    """The sitters of the other present peers."""
+
+
+@dataclass(frozen=True)
 class Write:
     """A complete new state, to be written in one transaction at the version it was decided on."""
 
@@ -300,6 +338,10 @@ class Decision:
     waiting_for: str | None = None
     """If something is blocked: what would unblock it."""
     compare: Compare | None = None
+    neighbour: Neighbour | None = None
+    """Hold a connection to this peer's sitter, and hand in as `View.death` what is found out when that breaks."""
+    evict: str | None = None
+    """Remove this election node, and the status that goes with it: its peer is dead."""
     write: Write | None = None
     cluster: Cluster | None = None
     """The `cluster` node, completed."""

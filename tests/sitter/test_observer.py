@@ -27,7 +27,7 @@ SETTINGS = SimpleNamespace(identity=B, postgres=GIVEN)
 
 def observer() -> Observer:
     unused = cast(Any, None)
-    return Observer(cast(Any, SETTINGS), unused, unused, unused, cast(Any, Comparer), unused)
+    return Observer(cast(Any, SETTINGS), unused, unused, unused, cast(Any, Comparer), unused, unused)
 
 
 def upstream(proof: int | None, *, promises: bool = True) -> list[Active]:
@@ -70,6 +70,6 @@ def test_a_receiver_streams_from_its_upstream_by_host_and_port(conninfo: str, st
     """Several peers may share an address: what one of them sends was not compared."""
     transitions = SimpleNamespace(failures=SimpleNamespace(flapping=False))
     unused = cast(Any, None)
-    parts = (cast(Any, SETTINGS), unused, unused, cast(Any, transitions), cast(Any, Comparer), unused)
+    parts = (cast(Any, SETTINGS), unused, unused, cast(Any, transitions), cast(Any, Comparer), unused, unused)
     facts = SimpleNamespace(receiver=SimpleNamespace(status="streaming", silent=0.1, conninfo=conninfo))
     assert Observer(*parts)._streaming(cast(Any, facts), A) is streams
