@@ -254,6 +254,7 @@ class _Run:
         begun = time.monotonic()
         self._zones.append(dead)
         await dead.start("returning")
+        await dead.tell("written")
         await self._whole()
         self._note(f"{name}: all shards whole, after its return", time.monotonic() - begun, "s")
 
