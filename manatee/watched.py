@@ -30,26 +30,34 @@ class Watched:
         self._session = session
         self._epoch = session.epoch
         self._known: dict[_Key, object] = {}
+        self._last: tuple[object, object] | None = None
+        """What was read last, and what came of it; None once any of it has changed."""
 
     def forget(self, path: str) -> None:
         """It has changed."""
+        self._last = None
         self._known.pop(("node", path), None)
         self._known.pop(("children", path), None)
 
     async def look(self, reading: Callable[[Look], Awaitable[T]]) -> T:
         """The result of `reading`, from what was true together; it is called again until that is so.
 
-        Raises what the session's reads raise. The caller sets the deadline.
+        While nothing has changed it is the very result of the last time. Raises what the session's reads raise. The
+        caller sets the deadline.
         """
         while True:
             if self._epoch != self._session.epoch:  # no watch outlives its connection
                 self._epoch = self._session.epoch
                 self._known.clear()
+                self._last = None
+            if self._last is not None and self._last[0] == reading:
+                return cast(T, self._last[1])
             look = Look(self._session, self._known)
             result = await reading(look)
             if self._epoch == self._session.epoch and all(key in self._known for key in look.used):
                 for key in self._known.keys() - look.used:
                     del self._known[key]
+                self._last = reading, result
                 return result
 
 

@@ -1,8 +1,12 @@
-"""Looks at PostgreSQL: once a second, and whenever somebody needs to know now.
+"""Looks at PostgreSQL: whenever somebody needs to know now, and once a second in any case.
 
 Health is a fresh connection with a deadline, because an old one still answers when the postmaster hangs. Refused is not
 the same as silent: a server that starts or has died refuses, one that accepts and does not answer hangs. The connection
 of the last such look is asked in between: a look on the way to a takeover costs one millisecond then instead of ten.
+
+The daemon looks in every turn, once a second at least, and the first look after `postgres.health_interval` is the fresh
+one. Only a daemon that is held up, by ZooKeeper for one, leaves it to `Watch.run`: so an idle sitter looks once a
+second, not twice.
 """
 
 from __future__ import annotations
@@ -22,6 +26,9 @@ from sitter.postgres.server import Server
 PATIENCE = 0.25
 """Seconds for which the daemon's loop waits for a look; a slower one goes on beside it."""
 
+SLACK = 0.25
+"""How long a fresh look that is due is left to the daemon's next turn, as a share of `postgres.health_interval`."""
+
 QUICK = 1.0
 """Seconds for an answer over a connection that is there already; then a new one is made."""
 
@@ -32,10 +39,12 @@ class Watch:
     def __init__(self, settings: Settings, server: Server) -> None:
         self._settings = settings
         self._server = server
+        self._control_file = settings.storage.data_dir / "global" / "pg_control"
         self._looking: asyncio.Task[None] | None = None
         self._seen_at = -float("inf")
         self._kept: queries.Connection | None = None
-        self._anew = False
+        self._due = -float("inf")
+        """When the next look is to be one over a fresh connection."""
         self.facts: Facts | None = None
         """What the last successful look saw; None while PostgreSQL lets nobody in."""
         self._last: Facts | None = None
@@ -61,12 +70,14 @@ class Watch:
         return self.identifier is not None
 
     async def run(self) -> None:
-        """Look at every `postgres.health_interval`, until cancelled."""
+        """See to it that there is a fresh look at every `postgres.health_interval`, until cancelled."""
         try:
             while True:
-                self._anew = True
-                await self.look()
-                await asyncio.sleep(self._settings.postgres.health_interval)
+                latest = self._due + SLACK * self._settings.postgres.health_interval
+                if time.monotonic() >= latest:
+                    await self.look()
+                else:
+                    await asyncio.sleep(latest - time.monotonic())
         finally:
             if self._looking:
                 self._looking.cancel()
@@ -96,7 +107,7 @@ class Watch:
 
     async def _identify(self) -> None:
         """Not knowing which database this is, is another fact than that there is none: nothing is decided on it."""
-        there = (self._settings.storage.data_dir / "global" / "pg_control").exists()
+        there = self._control_file.exists()
         timeout = self._settings.postgres.query_timeout
         if self.identifier is None:
             await versions.check(self._settings, timeout=timeout)
@@ -109,6 +120,9 @@ class Watch:
         self.unidentified = None
 
     async def _look(self) -> None:
+        if time.monotonic() >= self._due:
+            self._due = time.monotonic() + self._settings.postgres.health_interval
+            self._drop()
         try:
             await self._identify()
             if not self._server.running:
@@ -147,7 +161,6 @@ class Watch:
         """Over a new connection, which is kept for the next looks. Raises Hung, Unreachable."""
         limit = self._settings.postgres.health_timeout
         ends = time.monotonic() + limit
-        self._anew = False
         self._drop()
         self._kept = await queries.open_connection(self._settings, timeout=limit)
         facts = await self._asked(self._kept, max(0.1, ends - time.monotonic()))
@@ -158,7 +171,7 @@ class Watch:
 
     async def _quick_look(self) -> Facts | None:
         """Over the connection that is there; None if there is none, or it is of no use any more."""
-        if self._kept is None or self._anew:
+        if self._kept is None:
             return None
         try:
             return await self._asked(self._kept, QUICK)

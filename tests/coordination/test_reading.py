@@ -290,3 +290,18 @@ async def test_an_unknown_shard_names_the_known_ones(
     assert await known.shards() == ["1.moray", "2.moray"]
     with pytest.raises(NoSuchShard, match="none"):
         await (await connect(zookeeper.servers, root="/nowhere/3.moray")).require_shard()
+
+
+async def test_what_has_not_changed_is_not_put_together_again(
+    zookeeper: ZooKeeperServer, connect: Party, raw: KazooClient
+) -> None:
+    member = await connect(zookeeper.servers)
+    await member.join(peer(1))
+    before = await member.read()
+    assert await member.read() is before
+    elect(raw, member.root, f"{peer(2).id}-", manatee2_data(peer(2)))
+    await until(lambda: _reads_two(member))
+
+
+async def _reads_two(member: Coordination) -> bool:
+    return len((await member.read()).active) == 2

@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 import structlog
@@ -18,6 +19,7 @@ import structlog
 from demo.postgresql import unprivileged_user
 from manatee.config import Settings
 from manatee.lsn import Lsn
+from sitter.postgres.errors import Unreachable
 from sitter.postgres.queries import Facts
 from sitter.postgres.server import Server
 from sitter.postgres.watch import Watch
@@ -215,3 +217,33 @@ async def test_an_error_that_nobody_expected_is_not_lost(settings: Settings, mon
             while True:
                 await watch.look()
                 await asyncio.sleep(0)
+
+
+async def test_a_daemon_that_is_held_up_leaves_no_postgresql_unwatched(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does one that looks all the time keep a fresh connection from being made when one is due."""
+    settings.postgres = settings.postgres.model_copy(update={"health_interval": 0.05})
+    server: Any = SimpleNamespace(running=True)
+    watch = Watch(settings, server)
+    fresh = 0
+
+    async def identify() -> None:
+        pass
+
+    async def look() -> Facts:
+        nonlocal fresh
+        fresh += 1
+        raise Unreachable("not now")
+
+    monkeypatch.setattr(watch, "_identify", identify)
+    monkeypatch.setattr(watch, "_fresh_look", look)
+    alone = asyncio.create_task(watch.run())
+    async with asyncio.timeout(60):
+        while fresh < 3:
+            await asyncio.sleep(0.01)
+    alone.cancel()
+    kept = watch._kept = mock.Mock()
+    async with asyncio.timeout(60):
+        while not kept.pgconn.finish.called:
+            await watch.look()
