@@ -23,7 +23,7 @@ from aiohttp.typedefs import Handler
 
 from backupserver.bandwidth import Bandwidth
 from backupserver.metrics import Metrics
-from backupserver.stream import ReceiverGone, Transfer, pump
+from backupserver.stream import Pump, ReceiverGone, Transfer
 from manatee import wal
 from manatee.config import Settings
 from manatee.log import Logger
@@ -174,6 +174,7 @@ class BackupServer:
 
     async def _stream(self, request: web.Request, transfer: Transfer) -> web.StreamResponse:
         log = self._log.bind(backup=transfer.id, remote=request.remote)
+        idle = self._settings.backup.idle_timeout
         response: web.StreamResponse | None = None
         try:
             async with self._storage.send(dict(request.query)) as sending:
@@ -183,20 +184,20 @@ class BackupServer:
                 response.force_close()
                 await response.prepare(request)
                 log.info("sending a snapshot", snapshot=sending.offer.snapshot, size=sending.offer.size)
-                await pump(sending, request, response, transfer, self._bandwidth, self._settings.backup.idle_timeout)
+                await Pump(sending, request, response, transfer, self._bandwidth, idle).run()
                 await sending.finished()
                 transfer.state = "done"  # before the end of the stream can be seen, so that it can be asked for
                 self._metrics.finished.labels("done").inc()
                 log.info("snapshot sent", bytes=transfer.bytes)
                 # Before the storage tidies up: the receiver need not wait for that.
-                await _end(request, response, self._settings.backup.idle_timeout)
+                await _end(request, response, idle)
         except (StorageError, ReceiverGone) as error:
-            if transfer.state == "done":
-                log.warning("what belonged to the snapshot was not tidied up", error=str(error))
-            elif response is None:
+            if response is None:
                 log.warning("cannot send a snapshot", error=str(error))
                 self._metrics.refused.labels("unavailable").inc()
                 return _refusal(503, str(error))
+            if transfer.state == "done":
+                log.warning("what belonged to the snapshot was not tidied up", error=str(error))
             else:
                 self._fail(transfer, str(error), log)
         finally:

@@ -7,7 +7,7 @@ import hashlib
 import os
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -19,9 +19,6 @@ from manatee.storage import SendFailed, Sending, pipe
 
 PREPARE_WITHIN = 1800.0
 """Seconds that a sender has for its first byte: a checkpoint of a busy server with much memory takes minutes."""
-
-_Move = Callable[[int, float], Awaitable[int]]
-"""Move at most so many bytes, whose sender has so many seconds to give one; how many, 0 at the end."""
 
 
 class ReceiverGone(Exception):
@@ -63,125 +60,118 @@ class Transfer:
         }
 
 
-async def pump(
-    sending: Sending,
-    request: web.Request,
-    response: web.StreamResponse,
-    transfer: Transfer,
-    bandwidth: Bandwidth,
-    idle_timeout: float,
-) -> None:
-    """Move the whole stream; returns at the sender's end. Raises SendFailed, ReceiverGone.
+@dataclass(frozen=True)
+class Pump:
+    """Moves a stream from its sender to its receiver.
 
     Whichever of the two lets `idle_timeout` seconds pass without a byte is given up, but for the sender's first byte.
     """
-    moving = asyncio.create_task(_pump(sending, request, response, transfer, bandwidth, idle_timeout))
-    leaving = asyncio.create_task(transfer.gone.wait())
-    try:
-        await asyncio.wait((moving, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if not moving.done():
-            raise ReceiverGone("the receiver went away, or this server was stopped")
-        await moving
-    finally:
-        for each in (moving, leaving):
-            each.cancel()
-        await asyncio.gather(moving, leaving, return_exceptions=True)
 
+    sending: Sending
+    request: web.Request
+    response: web.StreamResponse
+    """Its headers are sent."""
+    transfer: Transfer
+    bandwidth: Bandwidth
+    idle_timeout: float
 
-async def _pump(
-    sending: Sending,
-    request: web.Request,
-    response: web.StreamResponse,
-    transfer: Transfer,
-    bandwidth: Bandwidth,
-    idle_timeout: float,
-) -> None:
-    source, idle = sending.fd, idle_timeout
-    hashed = None if sending.checks_itself else hashlib.sha256()
-    as_it_is = hashed is None and request.version < HttpVersion11 and not request.secure
-    with _socket(request) if as_it_is else nullcontext(None) as socket:
-        if socket is not None:
-            await _sent_before(request, idle)
-            try:
-                if bandwidth.unlimited:
-                    await _at_once(source, socket, transfer, idle)
-                    return
-                await _all(_by_kernel(source, socket, idle), pipe.SLICE, transfer, bandwidth, idle)
-            except pipe.NotSpliceable:
-                pass
-            else:
-                return
-        await _all(
-            _by_copying(sending.fd, response, hashed, idle_timeout), pipe.CHUNK, transfer, bandwidth, idle_timeout
-        )
-    transfer.sha256 = hashed.hexdigest() if hashed is not None else None
-
-
-async def _at_once(source: int, socket: int, transfer: Transfer, idle: float) -> None:
-    """All of it, by the kernel and as fast as it can."""
-    try:
-        await pipe.splice_all(
-            source, socket, transfer.reached, first_within=PREPARE_WITHIN, source_within=idle, target_within=idle
-        )
-    except pipe.SourceStalled:
-        raise SendFailed(f"the sender gave no byte for {idle if transfer.bytes else PREPARE_WITHIN:g} s") from None
-    except pipe.TargetStalled:
-        raise ReceiverGone(f"the receiver took no byte for {idle:g} s") from None
-    except ConnectionError as error:
-        raise ReceiverGone("the receiver went away") from error
-
-
-async def _all(move: _Move, at_once: int, transfer: Transfer, bandwidth: Bandwidth, idle_timeout: float) -> None:
-    patience = PREPARE_WITHIN
-    while True:
-        allowed = await bandwidth.reserve(at_once)
-        moved = 0
+    async def run(self) -> None:
+        """All of it; returns at the sender's end. Raises SendFailed, ReceiverGone."""
+        moving = asyncio.create_task(self._move())
+        leaving = asyncio.create_task(self.transfer.gone.wait())
         try:
-            moved = await move(allowed, patience)
+            await asyncio.wait((moving, leaving), return_when=asyncio.FIRST_COMPLETED)
+            if not moving.done():
+                raise ReceiverGone("the receiver went away, or this server was stopped")
+            await moving
         except pipe.SourceStalled:
-            raise SendFailed(f"the sender gave no byte for {patience:g} s") from None
+            raise SendFailed(f"the sender gave no byte for {self._patience:g} s") from None
         except pipe.TargetStalled:
-            raise ReceiverGone(f"the receiver took no byte for {idle_timeout:g} s") from None
-        finally:
-            bandwidth.give_back(allowed - moved)
-        if not moved:
-            return
-        patience = idle_timeout
-        transfer.reached(transfer.bytes + moved)
-        await asyncio.sleep(0)  # neither end may ever have made us wait
-
-
-def _by_kernel(source: int, socket: int, idle_timeout: float) -> _Move:
-    async def move(limit: int, patience: float) -> int:
-        try:
-            return await pipe.splice(source, socket, limit, source_within=patience, target_within=idle_timeout)
+            raise ReceiverGone(f"the receiver took no byte for {self.idle_timeout:g} s") from None
         except ConnectionError as error:
             raise ReceiverGone("the receiver went away") from error
+        finally:
+            for each in (moving, leaving):
+                each.cancel()
+            await asyncio.gather(moving, leaving, return_exceptions=True)
 
-    return move
+    @property
+    def _patience(self) -> float:
+        """Seconds that the sender has for its next byte."""
+        return self.idle_timeout if self.transfer.bytes else PREPARE_WITHIN
 
+    async def _move(self) -> None:
+        as_it_is = self.sending.checks_itself and self.request.version < HttpVersion11 and not self.request.secure
+        if not (as_it_is and await self._by_kernel()):
+            await self._by_copying()
 
-def _by_copying(source: int, response: web.StreamResponse, hashed: hashlib._Hash | None, idle_timeout: float) -> _Move:
-    async def move(limit: int, patience: float) -> int:
+    async def _by_kernel(self) -> bool:
+        """Into the very socket, past what writes to it else; False, with nothing moved, where the kernel cannot."""
+        with _socket(self.request) as socket:
+            await self._headers_left()
+            try:
+                if self.bandwidth.unlimited:
+                    await pipe.splice_all(
+                        self.sending.fd,
+                        socket,
+                        self.transfer.reached,
+                        first_within=PREPARE_WITHIN,
+                        source_within=self.idle_timeout,
+                        target_within=self.idle_timeout,
+                    )
+                else:
+                    await self._in_turn(lambda limit: self._splice(socket, limit), pipe.SLICE)
+            except pipe.NotSpliceable:
+                return False
+        return True
+
+    async def _splice(self, socket: int, limit: int) -> int:
+        within = self._patience, self.idle_timeout
+        return await pipe.splice(self.sending.fd, socket, limit, source_within=within[0], target_within=within[1])
+
+    async def _by_copying(self) -> None:
+        hashed = None if self.sending.checks_itself else hashlib.sha256()
+        if self.request.transport is not None:  # enough on its way that neither end waits for the other
+            self.request.transport.set_write_buffer_limits(high=pipe.SLICE)
+        await self._in_turn(lambda limit: self._copy(limit, hashed), pipe.CHUNK)
+        self.transfer.sha256 = hashed.hexdigest() if hashed is not None else None
+
+    async def _copy(self, limit: int, hashed: hashlib._Hash | None) -> int:
         try:
-            async with asyncio.timeout(patience):
-                chunk = await pipe.read(source, limit)
+            async with asyncio.timeout(self._patience):
+                chunk = await pipe.read(self.sending.fd, limit)
         except TimeoutError:
             raise pipe.SourceStalled from None
-        if not chunk:
-            return 0
         if hashed is not None:
             hashed.update(chunk)
         try:
-            async with asyncio.timeout(idle_timeout):
-                await response.write(chunk)
+            async with asyncio.timeout(self.idle_timeout):
+                await self.response.write(chunk)
         except TimeoutError:
             raise pipe.TargetStalled from None
-        except ConnectionError as error:
-            raise ReceiverGone("the receiver went away") from error
         return len(chunk)
 
-    return move
+    async def _in_turn(self, move: Callable[[int], Awaitable[int]], at_once: int) -> None:
+        """`move` at most so many bytes, and again until it moves none, as fast as all streams together may."""
+        while True:
+            allowed = await self.bandwidth.reserve(at_once)
+            moved = 0
+            try:
+                moved = await move(allowed)
+            finally:
+                self.bandwidth.give_back(allowed - moved)
+            if not moved:
+                return
+            self.transfer.reached(self.transfer.bytes + moved)
+            await asyncio.sleep(0)  # neither end may ever have made us wait
+
+    async def _headers_left(self) -> None:
+        """Until what was written through the transport has left: the stream goes past it."""
+        ends = time.monotonic() + self.idle_timeout
+        while self.request.transport is not None and self.request.transport.get_write_buffer_size():
+            if time.monotonic() > ends:
+                raise pipe.TargetStalled
+            await asyncio.sleep(0.01)
 
 
 @contextmanager
@@ -194,12 +184,3 @@ def _socket(request: web.Request) -> Iterator[int]:
         yield own
     finally:
         os.close(own)
-
-
-async def _sent_before(request: web.Request, idle_timeout: float) -> None:
-    """Until what was written through the transport, the headers, has left: the stream goes past it."""
-    ends = time.monotonic() + idle_timeout
-    while request.transport is not None and request.transport.get_write_buffer_size():
-        if time.monotonic() > ends:
-            raise ReceiverGone(f"the receiver took no byte for {idle_timeout:g} s")
-        await asyncio.sleep(0.01)
