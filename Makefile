@@ -30,11 +30,9 @@ chaos: prepare ## A shard under faults, and a checker of all it acknowledged (ro
 chaos-cases: prepare ## The named cases: one kind of trouble at a time, with what must come of it (root; ten minutes)
 	@MANATEE_CHAOS=cases .venv/bin/python -m pytest tests/chaos $(ARGS)
 
-bench: prepare ## Measure: a decision, the outage of a failover, what an idle sitter costs
-	@.venv/bin/python -m bench.decide
-	@.venv/bin/python -m bench.failover
-	@.venv/bin/python -m bench.footprint
-	@.venv/bin/python -m bench.bootstrap
+bench: STORAGE = zfs
+bench: prepare ## Measure, and write docs/performance.md; 45 quiet minutes (ONLY="outage cost" ROUNDS=5 CHECK=1)
+	@.venv/bin/python -m bench $(addprefix --only ,$(ONLY)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(CHECK),--check) $(ARGS)
 
 lint: prepare ## ruff and mypy
 	.venv/bin/ruff check .

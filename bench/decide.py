@@ -1,4 +1,4 @@
-"""How long `decide()` takes for a shard of ten peers: it must be under 100 microseconds, every turn of every sitter.
+"""How long `decide()` takes for a shard of ten peers: it is meant to take less than 100 microseconds on every turn.
 
     python -m bench.decide
 
@@ -7,12 +7,14 @@ Fails if the median of any case is over the limit.
 
 from __future__ import annotations
 
-import statistics
 import sys
 import timeit
 from collections.abc import Mapping
 from dataclasses import replace
 
+from bench.machine import machine
+from bench.page import table
+from bench.results import OURS, Row, Section
 from manatee.cluster import Cluster, ClusterState, Comparison, Peer, PeerStatus
 from manatee.lsn import Lsn
 from sitter.decide import decide
@@ -78,33 +80,41 @@ def healthy(me: int) -> View:
     )
 
 
-def cases() -> Mapping[str, View]:
-    """The views of an ordinary day: what every turn asks while nothing happens."""
+def cases() -> Mapping[str, tuple[str, View]]:
+    """Views with their names: those of an ordinary day, which every turn asks about, and one of another."""
     sync = healthy(1)
     gone = replace(sync, active=sync.active[1:])
     return {
-        "primary": healthy(0),
-        "sync": sync,
-        "last async": healthy(PEERS - 1),
-        "sync whose primary is gone, before the seal": gone,
+        "primary": ("primary", healthy(0)),
+        "sync": ("sync", sync),
+        "async": ("last async", healthy(PEERS - 1)),
+        "takeover": ("sync whose primary is gone, before the seal", gone),
     }
 
 
-def measure(view: View) -> float:
-    """The median of many runs, in seconds for one decision."""
+def measure(view: View) -> list[float]:
+    """Seconds for one decision, of many runs."""
     view.present  # noqa: B018 - what is cached in a view is part of making it
-    runs = timeit.repeat(lambda: decide(replace(view)), number=200, repeat=15)
-    return statistics.median(runs) / 200
+    return [seconds / 200 for seconds in timeit.repeat(lambda: decide(replace(view)), number=200, repeat=15)]
+
+
+def section(_: int = 0) -> Section:
+    """All cases."""
+    on = machine()
+    rows = {
+        key: Row(what=name, unit="µs", digits=1, values={OURS: [seconds * 1e6 for seconds in measure(view)]})
+        for key, (name, view) in cases().items()
+    }
+    note = f"`decide()`, which every sitter asks on every turn, for a shard of {PEERS} peers."
+    return Section(columns={OURS: "one decision"}, rows=rows, machine=on, notes=(note,))
 
 
 def main() -> int:
-    slow = False
-    for name, view in cases().items():
-        seconds = measure(view)
-        slow = slow or seconds > LIMIT
-        print(f"decide, {PEERS} peers, {name}: {seconds * 1e6:.1f} microseconds")
+    measured = section()
+    print("\n".join(table(measured)))
+    slow = any(row.median(OURS) > LIMIT * 1e6 for row in measured.rows.values())
     if slow:
-        print(f"over the limit of {LIMIT * 1e6:.0f} microseconds", file=sys.stderr)
+        print(f"over the limit of {LIMIT * 1e6:.0f} µs", file=sys.stderr)
     return 1 if slow else 0
 
 

@@ -7,7 +7,6 @@ import os
 import platform
 import re
 import subprocess
-import zipfile
 from pathlib import Path
 
 import psutil
@@ -63,10 +62,9 @@ def _processor() -> str:
 
 
 def _zookeeper() -> str:
-    """From the jar's manifest."""
-    with zipfile.ZipFile(JARS / "zookeeper.jar") as jar:
-        found = re.search(r"Implementation-Version: (\d+\.\d+\.\d+)", jar.read("META-INF/MANIFEST.MF").decode())
-    return found[1] if found else "of unknown version"
+    """From the names of the jar's links."""
+    names = [path.stem.removeprefix("zookeeper-") for path in JARS.glob("zookeeper-[0-9]*.jar")]
+    return max(names, default="of unknown version")
 
 
 def _commit() -> str:

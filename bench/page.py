@@ -101,7 +101,7 @@ def _unmet(name: str, section: Section) -> Iterator[str]:
     for target in missed:
         if spans := section.spans.get(target.row):
             row = section.rows[target.row]
-            yield f"{row.what}, {section.columns[OURS]}, the median round; milliseconds since the event:\n"
+            yield f"Where it goes: {row.what}, {section.columns[OURS]}.\n"
             yield "```"
             yield from spans
             yield "```"

@@ -26,7 +26,7 @@ class Target:
 
 
 TARGETS = (
-    Target("decide", "sync-takeover", 100),
+    Target("decide", "takeover", 100),
     Target("outage", "kill-postmaster", 1.0),
     Target("outage", "kill-peer", 0.5),
     Target("outage", "pause-peer", SESSION_TIMEOUT + 0.5),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
 class Contestant(Protocol):
@@ -36,6 +36,21 @@ class Contestant(Protocol):
 
     def spans(self, clock: float, moment: float, began: float, ended: float) -> list[str]:
         """Where the time went (`bench.outage.spans`), if the contestant says so."""
+
+
+@runtime_checkable
+class Daemons(Contestant, Protocol):
+    """A contestant with a daemon beside every PostgreSQL, which `terminate` stops together with its PostgreSQL."""
+
+    @property
+    def zookeeper(self) -> str:
+        """Host and port of the one server."""
+
+    def daemon(self, address: str) -> int:
+        """The process of a peer's daemon."""
+
+    def replica_check(self, address: str) -> str:
+        """The URL that answers 200 when a load balancer may send queries to this standby."""
 
 
 class Entry(Protocol):

@@ -101,3 +101,15 @@ class Cluster:
 
     def spans(self, clock: float, moment: float, began: float, ended: float) -> list[str]:
         return spans.spans([(p.label, p.log("sitter")) for p in self.shard.peers], clock, moment, began, ended)
+
+    @property
+    def zookeeper(self) -> str:
+        return self.shard.zookeeper.servers
+
+    def daemon(self, address: str) -> int:
+        pid = self.shard.supervisor.status(self._peer(address).programs[0]).pid
+        assert pid is not None
+        return pid
+
+    def replica_check(self, address: str) -> str:
+        return f"http://{address}:{self._peer(address).settings.peer.postgres_port + 1}/replica"

@@ -28,8 +28,12 @@ ENTRIES: dict[str, Entry] = {
     "patroni-fastest": Patroni(f"Patroni {VERSION}, the fastest settings it accepts", FASTEST, 3),
     "patroni": Patroni(f"Patroni {VERSION}, defaults", DEFAULTS, 4),
 }
-TOGETHER = ("patroni-fastest", "patroni")
-"""They are measured at the same time, after all others."""
+TOGETHER: dict[str, Sequence[Entry]] = {
+    "patroni-fastest": (ENTRIES["patroni-fastest"],),
+    "patroni": (ENTRIES["patroni"], Patroni(f"Patroni {VERSION}, defaults", DEFAULTS, 5)),
+}
+"""They mostly wait, so they are measured at the same time, after all others; on the clusters given, which share the
+events."""
 
 NOTES = tuple(
     """\
@@ -39,7 +43,8 @@ Everybody has the same ZooKeeper (the floor none), the same PostgreSQL and three
 wait for one synchronous standby (Patroni: `synchronous_mode_strict`).
 The floor is a chain of servers with the same configuration and a script that knows at once what has happened and does \
 at once what must be done; it proves nothing and writes nothing down.
-The two Patronis, which mostly wait, are measured at the same time as each other, everybody else alone.
+Patroni mostly waits, so its three clusters (one with the fastest settings, two with the defaults, which share the \
+events) are measured at the same time; everybody else is measured alone.
 """.splitlines()
 )
 
@@ -53,15 +58,25 @@ class Measured:
     missing: int = 0
     """Acknowledged rows that are not there."""
 
+    def add(self, more: Measured) -> None:
+        self.seconds |= more.seconds
+        self.spans |= more.spans
+        self.missing += more.missing
+
 
 async def measure(rounds: int, events: Sequence[str] = (), names: Sequence[str] = ()) -> Section:
     """Of all contestants and events unless some are given."""
     on = machine(Patroni=VERSION)
     names, events = names or list(ENTRIES), events or list(EVENTS)
     measured = {name: await _contestant(ENTRIES[name], events, rounds) for name in names if name not in TOGETHER}
-    together = [name for name in names if name in TOGETHER]
-    found = await asyncio.gather(*(_contestant(ENTRIES[name], events, rounds) for name in together))
-    measured |= dict(zip(together, found, strict=True))
+    jobs = [
+        (name, cluster, events[first :: len(TOGETHER[name])])
+        for name in names
+        for first, cluster in enumerate(TOGETHER.get(name, ()))
+    ]
+    found = await asyncio.gather(*(_contestant(cluster, share, rounds) for _, cluster, share in jobs))
+    for (name, _, _), each in zip(jobs, found, strict=True):
+        measured.setdefault(name, Measured()).add(each)
     return Section(
         columns={name: ENTRIES[name].name for name in names},
         rows={
@@ -79,7 +94,8 @@ def _of_the_median(measured: Measured, key: str) -> list[str]:
     """What the sitters said of it; PostgreSQL's own words would fill pages."""
     seconds = measured.seconds[key]
     spans = measured.spans[key][seconds.index(statistics.median_low(seconds))]
-    return [line for line in spans if "  postgres  line=" not in line]
+    told = [line for line in spans if "  postgres  line=" not in line]
+    return [f"The round of the median, {statistics.median_low(seconds):.2f} s; milliseconds since the event:", *told]
 
 
 async def _contestant(entry: Entry, events: Sequence[str], rounds: int) -> Measured:

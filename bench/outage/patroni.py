@@ -8,13 +8,16 @@ same addresses and base settings.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import json
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import aiohttp
@@ -50,41 +53,35 @@ class Patroni:
     async def cluster(self) -> AsyncIterator[Cluster]:
         user = unprivileged_user()
         with run_directory(readable_by=user) as directory:
-            packages = await asyncio.to_thread(_install, directory)
+            packages = _install()
             bin_dir = within_reach(choose(), user, directory).bin_dir
             async with ZooKeeperServer(directory / "zookeeper", address=network.address(self.part, 1)) as zookeeper:
                 members = [
                     _Member(ip, directory / f"member{n}", packages, user)
                     for n, ip in enumerate(network.peers(self.part), 1)
                 ]
-                cluster = Cluster(members)
+                cluster = Cluster(members, zookeeper.servers)
                 for member in members:
                     member.write_settings(zookeeper.servers, bin_dir, self.dynamic)
                 try:
                     for member in members:
                         await member.start()
-                        await member.answers()  # the first one sets the cluster up
                     yield cluster
                 finally:
                     for member in members:
                         await member.kill()
 
 
-def _install(directory: Path) -> Path:
-    """Patroni and what it needs, in a directory that PostgreSQL's user can read."""
-    target = directory / "packages"
+@cache
+def _install() -> Path:
+    """Patroni and what it needs, until we end, in a directory that PostgreSQL's user can read."""
+    directory = tempfile.mkdtemp(prefix="manatee-patroni-")
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    target = Path(directory) / "packages"
+    Path(directory).chmod(0o755)
     wanted = [f"patroni[zookeeper,psycopg3]=={VERSION}", "psycopg-binary"]
-    command: list[str | Path] = [
-        sys.executable,
-        "-m",
-        "pip",
-        "-q",
-        "--disable-pip-version-check",
-        "install",
-        "--target",
-        target,
-    ]
-    subprocess.run([*command, *wanted], check=True, timeout=300)
+    pip = [sys.executable, "-m", "pip", "-qq", "--disable-pip-version-check", "install", "--target", str(target)]
+    subprocess.run([*pip, *wanted], check=True, timeout=300)
     return target
 
 
@@ -103,6 +100,7 @@ class _Member:
     def __init__(self, address: str, directory: Path, packages: Path, user: str | None) -> None:
         self.address = address
         self.name = directory.name
+        self.log = directory.with_suffix(".log")
         self._directory = directory
         self._packages = packages
         self._user = user
@@ -158,15 +156,14 @@ class _Member:
         self._child = await Child.start(
             # A change of user clears the parent-death signal that the child got before.
             [*become, *_DYING_WITH_US, _python(), "-m", "patroni", self._directory / "patroni.json"],
-            log=self._directory.with_suffix(".log"),
+            log=self.log,
             env={"PYTHONPATH": str(self._packages), "MALLOC_ARENA_MAX": "2"},
         )
 
-    async def answers(self) -> None:
-        async with asyncio.timeout(PATIENCE):
-            while not await _ask(self.address, "/health"):
-                assert self.running, f"Patroni has ended: see {self._directory}.log, with MANATEE_KEEP=1"
-                await asyncio.sleep(0.2)
+    @property
+    def pid(self) -> int:
+        assert self._child is not None
+        return self._child.pid
 
     @property
     def running(self) -> bool:
@@ -218,13 +215,16 @@ class _Member:
 
 
 class Cluster:
-    def __init__(self, members: Sequence[_Member]) -> None:
+    def __init__(self, members: Sequence[_Member], zookeeper: str) -> None:
+        self.zookeeper = zookeeper
         self.addresses = tuple(member.address for member in members)
         self._members = {member.address: member for member in members}
 
     async def whole(self) -> tuple[str, str]:
         async with asyncio.timeout(PATIENCE):
             while True:
+                for member in self._members.values():
+                    assert member.running, f"Patroni has ended: see {member.log}, with MANATEE_KEEP=1"
                 for address in self.addresses:
                     seen = await _ask(address, "/cluster")
                     members = json.loads(seen)["members"] if seen else []
@@ -256,6 +256,12 @@ class Cluster:
         member.resume()
         if not member.running:
             await member.start()
+
+    def daemon(self, address: str) -> int:
+        return self._members[address].pid
+
+    def replica_check(self, address: str) -> str:
+        return _url(address, "/replica")
 
     def spans(self, *_: float) -> list[str]:
         return []
