@@ -7,7 +7,7 @@ one section can be repeated alone.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -27,7 +27,7 @@ class Row(_Document):
     unit: str
     digits: int = 2
     """After the point, in the table."""
-    values: Mapping[str, Sequence[float]]
+    values: Mapping[str, tuple[float, ...]]
     """The single values by column."""
 
     def median(self, column: str) -> float:
@@ -63,11 +63,11 @@ class Section(_Document):
     columns: Mapping[str, str]
     """Their titles by key, in order."""
     rows: Mapping[str, Row]
-    notes: Sequence[str] = ()
+    notes: tuple[str, ...] = ()
     """How it was measured, a sentence each."""
     missing: int = 0
     """Acknowledged rows that were not there at the end."""
-    spans: Mapping[str, Sequence[str]] = Field(default_factory=dict)
+    spans: Mapping[str, tuple[str, ...]] = Field(default_factory=dict)
     """By row: where the time of our median round went, a line each."""
     machine: Machine | None = None
 

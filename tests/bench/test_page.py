@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from bench import decide, footprint
@@ -87,7 +88,7 @@ def test_a_median_outside_the_recorded_spread_is_named_and_one_inside_is_not() -
 
 
 def test_every_target_is_about_something_that_is_measured() -> None:
-    measured = {"outage": EVENTS, "footprint": footprint.ROWS, "decide": decide.cases()}
+    measured: dict[str, Collection[str]] = {"outage": EVENTS, "footprint": footprint.ROWS, "decide": decide.cases()}
     for target in TARGETS:
         assert target.row in measured.get(target.section, (target.row,))
         assert target.section in TITLES
