@@ -14,7 +14,7 @@ from pathlib import Path
 
 import click
 
-from bench import borrowed, cost, decide, footprint, page
+from bench import bootstrap, borrowed, cost, decide, footprint, page
 from bench.outage.measure import measure as outages
 from bench.results import Results, Section, differences
 
@@ -25,6 +25,7 @@ SECTIONS: dict[str, Callable[[int], Section]] = {
     "outage": lambda rounds: asyncio.run(outages(rounds)),
     "footprint": lambda rounds: asyncio.run(footprint.measure(rounds)),
     "cost": lambda rounds: asyncio.run(cost.measure(rounds)),
+    "bootstrap": bootstrap.measure,
     "scale": borrowed.scale,
 }
 """Given the number of rounds."""

@@ -1,7 +1,12 @@
 """How fast a new peer's data come through the backup server, against the same by hand, and what it takes.
 
-By hand is `zfs send | zfs receive` in the same pool, and `pg_basebackup | tar -x` for the basebackup driver. Both ways
-take turns, so that they meet the same load. `python -m bench.bootstrap [--megabytes N] [--rounds N]`.
+`python -m bench.bootstrap [--driver zfs|basebackup] [--size MIB] [--rounds N] [--json FILE]`. In every round each way
+takes its turn, so that all meet the same load:
+
+- by hand: `zfs send | zfs receive` in the same pool (`pg_basebackup | tar -x` for the other driver);
+- a bare pipe: the same two programs with a pipe as large as ours between them, and nothing of Manatee: what a stream
+  can be at most. The stream alone is compared with it, not what comes before and after;
+- through the backup server, from the request to live data, plain and with TLS.
 """
 
 from __future__ import annotations
@@ -11,92 +16,192 @@ import json
 import os
 import random
 import shutil
-import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal, Protocol
 
 import click
 import psutil
 
-from bench.machine import describe
+from bench.machine import machine
+from bench.page import table
+from bench.results import OURS, Row, Section
 from demo import zfs
 from demo.authority import Authority
 from demo.directory import run_directory
 from demo.postgresql import choose, unprivileged_user, within_reach
 from manatee.config import Tls
-from manatee.storage import open_storage
+from manatee.storage import open_storage, pipe
 from tests.backup.sandbox import Peer, Sandbox, opened
 
+Driver = Literal["zfs", "basebackup"]
+
+SIZE = 2048
+"""MiB of the database."""
 PHASES = ("until the first byte", "stream", "until complete and durable", "switch")
 CHUNK = 64 << 20
 PAGE = 8192
-_LIMIT = 80.0
-"""MiB that a process may take, whatever the size."""
+_COLUMNS = {OURS: "through the backup server", "tls": "with TLS", "by-hand": "by hand", "pipe": "a bare pipe"}
 
 
 @dataclass
 class Way:
-    """One way of copying, and what was measured of it."""
+    """One way of copying, and what was measured of it, by round."""
 
-    name: str
     seconds: list[float] = field(default_factory=list)
     bytes: float = 0.0
-    runs: list[dict[str, float]] = field(default_factory=list)
-    server_memory: float = 0.0
+    runs: list[Mapping[str, float]] = field(default_factory=list)
+    """What `bench.requester` says."""
+    server_memory: list[float] = field(default_factory=list)
     server_processor: list[float] = field(default_factory=list)
 
     @property
-    def rate(self) -> float:
-        """MB/s, of the median."""
-        return self.bytes / statistics.median(self.seconds) / 1e6
+    def rates(self) -> list[float]:
+        """MB/s."""
+        return [self.bytes / seconds / 1e6 for seconds in self.seconds]
 
-    def median(self, what: str) -> float:
-        return statistics.median(run[what] for run in self.runs)
+    @property
+    def stream_rates(self) -> list[float]:
+        """MB/s from the first byte to the last."""
+        return [run["bytes"] / run["stream"] / 1e6 for run in self.runs]
+
+
+@dataclass
+class Measured:
+    """All ways; bytes are those of the stream."""
+
+    by_hand: Way = field(default_factory=Way)
+    pipe: Way = field(default_factory=Way)
+    plain: Way = field(default_factory=Way)
+    tls: Way = field(default_factory=Way)
+    difference: Way = field(default_factory=Way)
+    """Of one page in a hundred, where the driver sends differences."""
+
+    def section(self, driver: Driver, size: int) -> Section:
+        """As the page shows it, without a machine."""
+        ours = {OURS: self.plain, "tls": self.tls}
+        rows = {
+            "rate": _row("from the request to live data", "MB/s", ours | {"by-hand": self.by_hand}, lambda w: w.rates),
+            "plain-share": Row(
+                what="of the rate by hand, round by round",
+                unit="share",
+                values={OURS: _shares(self.plain.rates, self.by_hand.rates)},
+            ),
+            "tls-share": Row(
+                what="of the rate by hand, round by round, with TLS",
+                unit="share",
+                values={OURS: _shares(self.tls.rates, self.by_hand.rates)},
+            ),
+            "stream": Row(
+                what="the stream alone",
+                unit="MB/s",
+                digits=1,
+                values={key: way.stream_rates for key, way in ours.items()} | {"pipe": self.pipe.rates},
+            ),
+            "server-memory": _row("the backup server's memory, at most", "MiB", ours, lambda w: w.server_memory),
+            "sitter-memory": _row("the sitter's memory, at most", "MiB", ours, lambda w: _all(w, "memory")),
+            "server-cpu": _row("the backup server's processor time", "s", ours, lambda w: w.server_processor),
+            "sitter-cpu": _row("the sitter's, its start included", "s", ours, lambda w: _all(w, "processor")),
+        }
+        if self.difference.runs:
+            share = 100 * self.difference.bytes / self.plain.bytes
+            rows["difference"] = Row(
+                what="moved when 1 % of the pages differ", unit="% of all", digits=1, values={OURS: [share]}
+            )
+        return Section(
+            columns=_COLUMNS,
+            rows=rows,
+            notes=_notes(driver, size),
+            spans={"plain-share": _spans(self.plain), "tls-share": _spans(self.tls)},
+        )
+
+    def document(self) -> dict[str, object]:
+        """The single values: bytes per second, MiB, seconds."""
+        ways = {"by_hand": self.by_hand, "pipe": self.pipe, "plain": self.plain, "tls": self.tls}
+        return {
+            **{name: [rate * 1e6 for rate in way.rates] for name, way in ways.items()},
+            "bytes": self.plain.bytes,
+            "plain_stream": [rate * 1e6 for rate in self.plain.stream_rates],
+            "tls_stream": [rate * 1e6 for rate in self.tls.stream_rates],
+            "memory": {
+                "server": {"plain": self.plain.server_memory, "tls": self.tls.server_memory},
+                "sitter": {"plain": _all(self.plain, "memory"), "tls": _all(self.tls, "memory")},
+            },
+            "spans": {name: {phase: _all(ways[name], phase) for phase in PHASES} for name in ("plain", "tls")},
+            "difference_bytes": self.difference.bytes if self.difference.runs else None,
+        }
+
+
+def measure(rounds: int, size: int = SIZE, driver: Driver = "zfs") -> Section:
+    """A section of the page. Raises NoZfs."""
+    on = machine(ZFS=zfs.kind()) if driver == "zfs" else machine()
+    return run(rounds, size, driver).section(driver, size).model_copy(update={"machine": on})
+
+
+def run(rounds: int, size: int, driver: Driver) -> Measured:
+    """All ways, as often. Raises NoZfs."""
+    user = unprivileged_user()
+    with run_directory(readable_by=user) as directory:
+        room = (size << 20) * 4 + (2 << 30)
+        with (
+            zfs.pool(directory, size=room) if driver == "zfs" else nullcontext() as pool,
+            opened(directory, user, remove=False) as sandbox,
+        ):
+            return _measure(sandbox, directory, pool, size, rounds)
 
 
 @click.command()
-@click.option("--megabytes", default=2048, show_default=True, help="Of the database.")
+@click.option("--driver", type=click.Choice(["zfs", "basebackup"]), default="zfs", show_default=True)
+@click.option("--size", default=SIZE, show_default=True, help="Of the database, in MiB.")
 @click.option("--rounds", default=5, show_default=True)
-@click.option("--only", type=click.Choice(["zfs", "basebackup"]), help="One of the drivers.")
-def main(megabytes: int, rounds: int, only: str | None) -> None:
-    user = unprivileged_user()
-    for driver in ("zfs", "basebackup"):
-        if only not in (None, driver):
-            continue
-        if driver == "zfs" and (missing := zfs.missing()):
-            click.echo(f"zfs is not measured: {missing}")
-            continue
-        with (
-            run_directory(readable_by=user) as directory,
-            _pool(directory, driver, megabytes) as pool,
-            opened(directory, user, remove=False) as sandbox,
-        ):
-            ways, difference = _measure(sandbox, directory, pool, megabytes, rounds)
-        click.echo(f"{driver}: a database of {megabytes} MiB, medians of {rounds}")
-        _report(ways, difference)
-    click.echo(describe())
+@click.option("--json", "output", type=click.Path(path_type=Path, dir_okay=False), help="Write the single values here.")
+def main(driver: Driver, size: int, rounds: int, output: Path | None) -> None:
+    try:
+        measured = run(rounds, size, driver)
+    except zfs.NoZfs as error:
+        raise click.ClickException(str(error)) from error
+    section = measured.section(driver, size)
+    click.echo("\n".join([*section.notes, "", *table(section), ""]))
+    for name in ("plain-share", "tls-share"):
+        click.echo("\n".join([f"{section.rows[name].what}; where the time goes:", *section.spans[name]]))
+    if output is not None:
+        output.write_text(json.dumps(measured.document(), indent=1) + "\n")
 
 
-@contextmanager
-def _pool(directory: Path, driver: str, megabytes: int) -> Iterator[str | None]:
-    if driver != "zfs":
-        yield None
-        return
-    with zfs.pool(directory, size=(megabytes << 20) * 4 + (2 << 30)) as pool:
-        yield pool
+def _row(what: str, unit: str, ways: Mapping[str, Way], values: Callable[[Way], list[float]]) -> Row:
+    return Row(what=what, unit=unit, digits=1, values={key: values(way) for key, way in ways.items()})
 
 
-def _measure(
-    sandbox: Sandbox, directory: Path, pool: str | None, megabytes: int, rounds: int
-) -> tuple[list[Way], Way | None]:
+def _all(way: Way, what: str) -> list[float]:
+    return [run[what] for run in way.runs]
+
+
+def _shares(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
+    return [one / other for one, other in zip(ours, theirs, strict=True)]
+
+
+def _spans(way: Way) -> list[str]:
+    """Of the median round: `statistics.median` may lie between two."""
+    ranked = sorted(way.runs, key=lambda run: run["seconds"])
+    return [f"{ranked[len(ranked) // 2][phase]:8.2f} s  {phase}" for phase in PHASES]
+
+
+def _notes(driver: Driver, size: int) -> Sequence[str]:
+    by_hand = "`zfs send | zfs receive`" if driver == "zfs" else "`pg_basebackup | tar -x`, and sync(1)"
+    return (
+        f"A database of {size} MiB that does not compress, from and into the same disk. By hand: {by_hand}.",
+        "A bare pipe: the same programs with a pipe as large as ours between them.",
+    )
+
+
+def _measure(sandbox: Sandbox, directory: Path, pool: str | None, size: int, rounds: int) -> Measured:
     postgresql = within_reach(choose(), sandbox.user, directory)
-    authority = Authority(directory)
-    tls = authority.sign("peer", None)
+    tls = Authority(directory).sign("peer", None)
 
     def peer(name: str, encrypted: Tls | None = None) -> Peer:
         if pool is not None:
@@ -105,24 +210,29 @@ def _measure(
 
     source = peer("source")
     sandbox.initialize(source)
-    _fill(source, megabytes)
+    _fill(source, size)
     sandbox.give(source.data, deep=True)
     if pool is None:
         source.start()
-    hand = _by_zfs(source, f"{pool}/hand") if pool else _by_tar(source, directory / "hand")
-    ways = [Way("by hand"), Way("through the backup server"), Way("through it, with TLS")]
+    copy = _by_zfs(source, f"{pool}/hand") if pool else _by_tar(source, directory / "hand")
     plain, encrypted = peer("plain"), peer("encrypted", tls)
-    with _also_serving(source, tls) as addresses:
-        for _ in range(rounds):
-            ways[0].seconds.append(hand())
-            for way, target, address in zip(ways[1:], (plain, encrypted), addresses, strict=True):
-                _one(way, target, address, postgresql.major)
-        difference = Way("a difference of 1 %") if pool else None
-        if difference is not None:
+    found = Measured()
+    with _also_serving(source, tls) as servers:
+        for number in range(rounds):
+            turns: list[Callable[[], None]] = [
+                lambda: found.by_hand.seconds.append(copy(large_pipe=False)),
+                lambda: _one(found.plain, plain, servers[0], postgresql.major),
+                lambda: found.pipe.seconds.append(copy(large_pipe=True)),
+                lambda: _one(found.tls, encrypted, servers[1], postgresql.major),
+            ]
+            for turn in turns[number % 4 :] + turns[: number % 4]:  # who comes first finds another machine
+                turn()
+            click.echo(f"round {number + 1} of {rounds}", err=True)
+        if pool:
             _change(source)
-            _one(difference, plain, addresses[0], postgresql.major, base=True)
-    ways[0].bytes = ways[1].bytes
-    return ways, difference
+            _one(found.difference, plain, servers[0], postgresql.major, base=True)
+    found.by_hand.bytes = found.pipe.bytes = found.plain.bytes
+    return found
 
 
 @dataclass
@@ -180,7 +290,7 @@ def _one(way: Way, target: Peer, server: _Server, major: int, *, base: bool = Fa
     way.seconds.append(run["seconds"])
     way.bytes = run["bytes"]
     way.server_processor.append(server.processor() - before)
-    way.server_memory = max(way.server_memory, server.memory())
+    way.server_memory.append(server.memory())
 
 
 def _fill(peer: Peer, megabytes: int) -> None:
@@ -205,20 +315,37 @@ def _change(peer: Peer) -> None:
             os.fsync(pages.fileno())
 
 
-def _by_zfs(source: Peer, target: str) -> Callable[[], float]:
-    """`zfs send | zfs receive`, timed."""
+class _Copy(Protocol):
+    """One copy, timed; what it made is gone again."""
 
-    def copy() -> float:
+    def __call__(self, *, large_pipe: bool) -> float: ...
+
+
+def _by_zfs(source: Peer, target: str) -> _Copy:
+    def copy(*, large_pipe: bool) -> float:
         snapshot = f"{source.dataset}@by-hand"
         zfs.run("zfs", "snapshot", snapshot)
         began = time.monotonic()
-        subprocess.run(["sh", "-c", f"zfs send {snapshot} | zfs receive -u {target}"], check=True)
+        _through(["zfs", "send", snapshot], ["zfs", "receive", "-u", target], large_pipe=large_pipe)
         seconds = time.monotonic() - began
         for name in (target, snapshot):
             _destroy(name)
         return seconds
 
     return copy
+
+
+def _through(send: Sequence[object], receive: Sequence[object], *, large_pipe: bool) -> None:
+    """Raises CalledProcessError."""
+    read, write = pipe.open_pipe() if large_pipe else os.pipe()
+    with subprocess.Popen([*map(str, send)], stdout=write) as sender:
+        os.close(write)
+        try:
+            subprocess.run([*map(str, receive)], stdin=read, check=True)
+        finally:
+            os.close(read)
+    if sender.returncode:
+        raise subprocess.CalledProcessError(sender.returncode, sender.args)
 
 
 def _destroy(name: str) -> None:
@@ -232,43 +359,22 @@ def _destroy(name: str) -> None:
             return
 
 
-def _by_tar(source: Peer, target: Path) -> Callable[[], float]:
-    """`pg_basebackup | tar -x`, timed, with the sync(1) that makes it durable."""
+def _by_tar(source: Peer, target: Path) -> _Copy:
+    """With the sync(1) that makes it durable."""
 
-    def copy() -> float:
+    def copy(*, large_pipe: bool) -> float:
         target.mkdir()
         send = [source.postgresql.bin_dir / "pg_basebackup", "-D-", "-Ft", "-Xfetch", "-cfast", "--no-manifest"]
         address = ["-h", source.root / "socket", "-U", "postgres"]
         began = time.monotonic()
-        with subprocess.Popen([*map(str, send + address)], stdout=subprocess.PIPE) as sender:
-            subprocess.run(["tar", "-x", "-C", target], stdin=sender.stdout, check=True)
-        subprocess.run(["sync", "-f", target], check=True)
+        _through([*send, *address], ["tar", "-x", "-C", target], large_pipe=large_pipe)
+        if not large_pipe:
+            subprocess.run(["sync", "-f", target], check=True)
         seconds = time.monotonic() - began
         shutil.rmtree(target)
         return seconds
 
     return copy
-
-
-def _report(ways: list[Way], difference: Way | None) -> None:
-    click.echo(f"  {'':28} {'seconds':>8} {'MB/s':>7} {'of by hand':>10} {'server MiB':>10} {'sitter MiB':>10}")
-    for way in ways:
-        line = f"  {way.name:28} {statistics.median(way.seconds):8.2f} {way.rate:7.1f} {way.rate / ways[0].rate:10.2f}"
-        if way.runs:
-            line += f" {way.server_memory:10.1f} {max(run['memory'] for run in way.runs):10.1f}"
-        click.echo(line)
-    for way in ways[1:]:
-        parts = ", ".join(f"{phase} {way.median(phase):.2f}" for phase in PHASES)
-        work = f"processor: server {statistics.median(way.server_processor):.2f}, sitter {way.median('processor'):.2f}"
-        click.echo(f"  {way.name}: seconds {parts}; {work}")
-        most = max(way.server_memory, *(run["memory"] for run in way.runs))
-        if most > _LIMIT:
-            click.echo(f"  over the limit of {_LIMIT:g} MiB: {most:.1f}", err=True)
-    if difference is not None:
-        share = 100 * difference.bytes / ways[1].bytes
-        click.echo(
-            f"  {difference.name}: {difference.bytes / 1e6:.1f} MB in {difference.seconds[0]:.2f} s, {share:.1f} %"
-        )
 
 
 if __name__ == "__main__":
