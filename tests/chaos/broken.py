@@ -6,15 +6,22 @@ knows of them. They are to the checker what `tests.model.mutants` are to the mod
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from manatee.config import Settings
 
 PATIENCE = 2.0
 """Seconds without a sync after which the degrading sitter has had enough."""
+STUBBORN = 10.0
+"""Seconds for which a sitter that was evicted goes on."""
 
 
 @dataclass(frozen=True)
@@ -73,10 +80,15 @@ def _degrade(daemon: object) -> None:
         alone = not row[0] and not row[1]
         alone_since = (alone_since or time.monotonic()) if alone else None
         if alone_since is not None and time.monotonic() - alone_since > PATIENCE:
-            path = settings.sitter.state_dir / "postgresql.conf"
-            with path.open("a") as file:
-                file.write("synchronous_standby_names = ''\ndefault_transaction_read_only = off\n")
-            os.kill(int((settings.storage.data_dir / "postmaster.pid").read_text().split()[0]), signal.SIGHUP)
+            _release(settings)
+
+
+def _release(settings: Settings) -> None:
+    """From now on commits of this PostgreSQL wait for nobody."""
+    path = settings.sitter.state_dir / "postgresql.conf"
+    with path.open("a") as file:
+        file.write("synchronous_standby_names = ''\ndefault_transaction_read_only = off\n")
+    os.kill(int((settings.storage.data_dir / "postmaster.pid").read_text().split()[0]), signal.SIGHUP)
 
 
 def credulous() -> None:
@@ -84,7 +96,6 @@ def credulous() -> None:
     import aiohttp
 
     from manatee.cluster import Comparison, Peer
-    from manatee.config import Settings
     from sitter import comparer
     from sitter.postgres.compare import Standing, compare
 
@@ -92,6 +103,23 @@ def credulous() -> None:
         return replace(await compare(settings, upstream, http), answer=Comparison.PREFIX, parting=None)
 
     vars(comparer)["compare"] = believe
+
+
+def staying() -> None:
+    """Who is evicted does not look again: it goes on, and its commits wait for nobody."""
+    from sitter.daemon import Daemon
+    from sitter.postgres.server import Server
+
+    Server.obeys = lambda self, facts: True  # type: ignore[method-assign]
+    join = Daemon._join
+
+    async def stay(self: Daemon) -> None:
+        if self._decision is not None and self._decision.serving:
+            _release(self._settings)
+            await asyncio.sleep(STUBBORN)
+        await join(self)
+
+    Daemon._join = stay  # type: ignore[method-assign]
 
 
 _LOST, _TWO = "no acknowledged write is lost", "at most one peer acknowledges writes"
@@ -104,4 +132,5 @@ BROKEN: Mapping[str, Broken] = {
         credulous,
         frozenset({"no manual step", "all peers hold the same", _LOST}),
     ),
+    "staying": Broken("who is evicted acknowledges on, alone", staying, frozenset({_LOST, _TWO})),
 }

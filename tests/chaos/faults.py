@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from demo.shard import LocalPeer
+from manatee.coordination import CoordinationError
 from tests.chaos import operator
 from tests.chaos.ensemble import NODES
 from tests.chaos.lab import Lab, kill, resume, suspend
@@ -248,14 +249,19 @@ async def cut_from_zookeeper(lab: Lab, strike: Strike) -> Undo:
 
 
 async def cut_from_upstream(lab: Lab, strike: Strike) -> Undo:
-    peer = await peer_meant(lab, strike.target)
+    node, upstream = await _with_upstream(lab, strike.target)
+    return await _cut(lab, between([node], [upstream]), f"{node} and {upstream} are cut apart")
+
+
+async def _with_upstream(lab: Lab, target: str) -> tuple[str, str]:
+    """The node that is meant, and that of the peer before it in the chain."""
+    peer = await peer_meant(lab, target)
     assert lab.last_state is not None
     chain = [each.id for each in lab.last_state.assigned]
     place = chain.index(peer.id) if peer.id in chain else 0
     if place == 0:
         raise Inapplicable(f"{lab.node(peer)} has no upstream now")
-    upstream = lab.node(lab.peer(chain[place - 1]))
-    return await _cut(lab, between([lab.node(peer)], [upstream]), f"{lab.node(peer)} and {upstream} are cut apart")
+    return lab.node(peer), lab.node(lab.peer(chain[place - 1]))
 
 
 async def one_way(lab: Lab, strike: Strike) -> Undo:
@@ -267,11 +273,40 @@ async def one_way(lab: Lab, strike: Strike) -> Undo:
 
 
 async def refuse(lab: Lab, strike: Strike) -> Undo:
-    """A firewall that lies: to the other peers it looks as if nothing ran there."""
+    """A firewall that lies: to the other peers it looks as if nothing ran there, or to it, or to all of them."""
     node = lab.node(await peer_meant(lab, strike.target))
-    others = [lab.node(peer) for peer in lab.peers if lab.node(peer) != node]
-    pairs = [(other, node) for other in others]
-    return await _cut(lab, pairs, f"{node} refuses what the other peers send", "refuse")
+    return await _refused(lab, strike, node, [lab.node(peer) for peer in lab.peers if lab.node(peer) != node])
+
+
+async def refuse_neighbour(lab: Lab, strike: Strike) -> Undo:
+    """The same between two neighbours in the chain; all others hear both."""
+    node, upstream = await _with_upstream(lab, strike.target)
+    return await _refused(lab, strike, node, [upstream])
+
+
+async def _refused(lab: Lab, strike: Strike, node: str, others: Sequence[str]) -> Undo:
+    """On one side or on both; connections that stand are torn, or left alone as far as the other end serves."""
+    way, scope = strike.chance % 3, strike.chance // 3 % 2
+    names = " and ".join(others)
+    verdict: Verdict = "refuse services" if scope else "refuse"
+    what = "connections to its services" if scope else "all TCP"
+    if way == 0:
+        return await _cut(lab, [(each, node) for each in others], f"{node} refuses {what} from {names}", verdict)
+    if way == 1:
+        return await _cut(lab, [(node, each) for each in others], f"{names} refuse {what} from {node}", verdict)
+    return await _cut(lab, between([node], others), f"{node} and {names} refuse each other's {what}", verdict)
+
+
+async def evict(lab: Lab, strike: Strike) -> Undo:
+    """What a neighbour does that was lied to: its election node is removed."""
+    peer = await peer_meant(lab, strike.target)
+    try:
+        gone = await lab.evict(peer)
+    except CoordinationError as error:
+        raise Inapplicable(str(error)) from error
+    if not gone:
+        raise Inapplicable(f"{lab.node(peer)} is not in the active list")
+    return Undo(f"{lab.node(peer)} is removed from the active list, although nobody knows that it is dead", _nothing)
 
 
 async def zookeeper_without_majority(lab: Lab, strike: Strike) -> Undo:
@@ -361,6 +396,10 @@ FAULTS: dict[str, Fault] = {
     "cut-from-upstream": Fault(cut_from_upstream, Kind(("sync", "sync", "async"), _LONG), "replacement of the sync"),
     "one-way": Fault(one_way, Kind(ROLES, _LONG), "half-open connections"),
     "refuse": Fault(refuse, Kind(ROLES, _LONG), "a refused connection taken for proof of more than it is"),
+    "refuse-neighbour": Fault(
+        refuse_neighbour, Kind(("sync", "sync", "async"), _LONG), "a peer that lives is evicted again and again"
+    ),
+    "evict": Fault(evict, Kind(ROLES, _ONCE), "a seal, or a primary, that relies on an eviction being true"),
     "zookeeper-without-majority": Fault(zookeeper_without_majority, Kind(("zookeeper",), _LONG), "reads of old state"),
     "zookeeper-away": Fault(zookeeper_away, Kind(("zookeeper",), _LONG), "a primary that gives up with a sync there"),
     "slow-link": Fault(slow_link, Kind(ROLES, _LONG), "timeouts taken for deaths"),

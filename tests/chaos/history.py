@@ -54,8 +54,8 @@ class Event:
 
     at: float
     kind: str
-    """`round`, `fault`, `heal`, `spared`, `generation`, `decision`, `operator`, `outage`, `again` (writes are taken
-    again), `finding`, `trouble` (of the test itself)."""
+    """`round`, `fault`, `heal`, `spared`, `generation`, `decision`, `evicted` (although it lives), `operator`,
+    `outage`, `again` (writes are taken again), `finding`, `trouble` (of the test itself)."""
     subject: str
     text: str
     detail: dict[str, Any] | None = None

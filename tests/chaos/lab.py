@@ -135,6 +135,13 @@ class Lab(LocalShard):
     def environment(self) -> dict[str, str]:
         return {"ZK_IPS": self.ensemble.servers, "SHARD": self.name}
 
+    async def evict(self, peer: LocalPeer) -> bool:
+        """Remove its election node; whether it had one. Raises manatee.coordination's errors."""
+        nodes = [one.node for one in (await self._coordination.read()).active if one.peer.id == peer.id]
+        for node in nodes:
+            await self._coordination.evict(node)
+        return bool(nodes)
+
     async def history_names(self) -> list[str]:
         """Of every cluster state ever written."""
         return sorted(entry.name for entry in await self._coordination.history())

@@ -22,7 +22,7 @@ from demo.shard import DAEMONS, LocalPeer, ShardFailed
 from manatee.client import Address, NoPrimary, connect_writable, within
 from tests.chaos import checker, operator
 from tests.chaos.checker import Finding, Stale, Tables
-from tests.chaos.chronicle import Chronicle
+from tests.chaos.chronicle import Chronicle, flapping
 from tests.chaos.faults import FAULTS, Inapplicable
 from tests.chaos.history import Operation, operations
 from tests.chaos.lab import Lab
@@ -158,7 +158,7 @@ async def look_at_everything(lab: Lab, result: Result) -> None:
         return
     result.operations = operations(lab.histories)
     result.stale = checker.stale_reads(result.operations, tables.lists)
-    for finding in [*checker.check(result.operations, tables), *logs(lab)]:
+    for finding in [*checker.check(result.operations, tables), *logs(lab), *needless(lab)]:
         found(finding.promise, finding.text, finding.at)
     if not result.findings:
         for finding in await differences(lab, tables):
@@ -286,6 +286,12 @@ def logs(lab: Lab) -> list[Finding]:
     ]
     troubles = [event for event in lab.journal.events if event.kind == "trouble"]
     return found + [Finding("the test itself works", f"{event.subject}: {event.text}") for event in troubles]
+
+
+def needless(lab: Lab) -> list[Finding]:
+    """Peers that live and are taken for dead again and again."""
+    again = flapping(lab.journal.events, len(lab.peers))
+    return [Finding("a peer that lives is not evicted again and again", each.subject, each.at) for each in again]
 
 
 def traceback_in(path: Path) -> str | None:

@@ -57,7 +57,7 @@ async def test_what_is_broken_on_purpose_is_found(tmp_path: Path, name: str, mon
     if name != "asynchronous" and os.environ.get("MANATEE_CHAOS") != "cases":
         pytest.skip("one broken sitter is enough for every day: make chaos-cases")
     monkeypatch.setattr(rounds, "SETTLE", 60.0)
-    cut_off = Strike(3.0, "isolate", "primary", 14.0, chance=0)
-    result = await played(tmp_path, lambda _: (cut_off,), number=2, name=name)
+    strike = Strike(3.0, "evict" if name == "staying" else "isolate", "primary", 14.0, chance=0)
+    result = await played(tmp_path, lambda _: (strike,), number=2, name=name)
     assert result.findings != []
     assert {finding.promise for finding in result.findings} & broken.BROKEN[name].promises

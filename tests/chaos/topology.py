@@ -3,8 +3,9 @@
 The machine that runs the test has an address on the bridge, too, the *seat*: from there it sees everybody whatever is
 cut, since cuts are between named nodes only. Nothing routes between the bridge and the world.
 
-A cut is a pair of nodes, one direction: the second drops what comes from the first, or refuses its connections as if
-nothing listened. Several faults may have cut the same pair; it is whole when all of them have mended it.
+A cut is a pair of nodes, one direction: the second drops what comes from the first, or refuses it as if nothing
+listened (an RST), be it everything or only what is sent to the ports of a peer's services. Several faults may have cut
+the same pair; it is whole when all of them have mended it.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ SEAT = 254
 
 Pair = tuple[str, str]
 """From, to."""
-Verdict = Literal["drop", "refuse"]
+Verdict = Literal["drop", "refuse", "refuse services"]
 _RULES: Mapping[Verdict, str] = {
     "drop": "ip saddr {{ {} }} drop; ",
     "refuse": "ip saddr {{ {} }} meta l4proto tcp reject with tcp reset; ",
+    "refuse services": "ip saddr {{ {} }} tcp dport {{ 5432, 5433, 12345 }} reject with tcp reset; ",
 }
 
 
