@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
@@ -94,8 +95,7 @@ class Topology:
         log = structlog.get_logger().bind(shard=self._root)
         self._coordination = Coordination(self._settings, self._root, log, self._look_again.set)
         try:
-            await self._coordination.start(within=self._arrival)
-            await self._look(self._coordination)
+            await self._arrive(self._coordination)
         except BaseException:
             await self._coordination.close()
             raise
@@ -109,6 +109,20 @@ class Topology:
                 await self._follower
         if self._coordination is not None:
             await self._coordination.close()
+
+    async def _arrive(self, coordination: Coordination) -> None:
+        """The first look. A connection that is lost again before it is through is no more than a delay."""
+        from manatee.coordination import Unreachable
+
+        deadline = time.monotonic() + self._arrival
+        await coordination.start(within=self._arrival)
+        while True:
+            try:
+                return await self._look(coordination)
+            except Unreachable:
+                if time.monotonic() + _PAUSE > deadline:
+                    raise
+            await asyncio.sleep(_PAUSE)
 
     async def _follow(self, coordination: Coordination) -> None:
         from manatee.coordination import CoordinationError
