@@ -54,7 +54,7 @@ from sitter.view import (
     Write,
 )
 
-SOON = 0.05
+SOON = 0.02
 """Seconds after which to look again for what PostgreSQL tells only when asked: how far a standby has flushed."""
 
 
@@ -309,7 +309,8 @@ def _blocked(shard: Shard, cause: Cause) -> Decision | None:
             return because(f"unsealing: no async has flushed {database.sealed} in time", "an attached async")
         return None
     if not _someone_holds(shard, cause, None):
-        return because("waiting: no async streams from this peer, to become the sync", "an attached async", SOON * 5)
+        moment = SOON if any(shard.ready(peer) for peer in cause.candidates) else 10 * SOON  # it is on its way, or down
+        return because("waiting: no async streams from this peer, to become the sync", "an attached async", moment)
     pause = view.limits.seal_timeout - database.unsealed_for
     if pause > 0:
         return because("waiting: the last seal was given up", "an attached async", pause)

@@ -1,10 +1,11 @@
 """How a peer below the primary comes to follow, and back to the shard: compare, rewind, restore.
 
 PostgreSQL itself looks at positions and timeline numbers alone when it begins to stream. So a peer follows an upstream
-only after a comparison of the logs said that its own is a *prefix* of the upstream's. What becomes of data that have
-*diverged* is for `postgres.rejoin` to say. They are given up only when it is certain that they hold nothing that was
-acknowledged: they have departed from data that are proven of this generation, and are not so themselves (a sync's not
-even of the generation before). To be *ahead* is never enough.
+only after a comparison of the logs said that its own is a *prefix* of the upstream's; the primary it may follow before
+it has compared, if it has proof of this generation, which says the same. What becomes of data that have *diverged* is
+for `postgres.rejoin` to say. They are given up only when it is certain that they hold nothing that was acknowledged:
+they have departed from data that are proven of this generation, and are not so themselves (a sync's not even of the
+generation before). To be *ahead* is never enough.
 
 Whatever replaces the data erases their proof first, and what has come of it is compared again before it runs.
 """
@@ -44,7 +45,7 @@ def as_standby(shard: Shard) -> Decision:
             return replace(_departed(upstream, f"they are ahead, {link.detail}"), compare=compare)
         reason = f"waiting: the data here are ahead of {upstream.label}'s"
         return Decision(reason, alone, compare=compare, waiting_for=f"{upstream.label} to catch up")
-    if link or (proven and database.upstream == upstream.id):
+    if link or (proven and database.upstream == upstream.id) or shard.vouched_for(upstream):
         return Decision(f"following {upstream.label}", Standby(upstream), compare=compare)
     if given_up := _incomparable(shard, upstream):
         return given_up

@@ -183,6 +183,11 @@ class Shard:
         """A restore from this peer may go on: it is there, and has not been deposed."""
         return self.present(source) and any(peer.id == source.id for peer in self.state.assigned)
 
+    def vouched_for(self, upstream: Peer) -> bool:
+        """Proof of this generation says that our data are a prefix of its primary's: it may be followed at once."""
+        proofs = self.view.memory.proof, self.proof_of(upstream)
+        return self.leads(upstream) and self.serving(upstream) and min(proofs) >= self.state.generation
+
     def link_to(self, upstream: Peer) -> Link | None:
         """How our WAL compared with this upstream's under this generation."""
         link = self.view.database.link

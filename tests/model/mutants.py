@@ -26,7 +26,7 @@ from tests.model.world import empty, running, steps
 from tests.scenarios import script
 from tests.scenarios.replay import differences
 
-CORE = ("sitter.proof", "sitter.shard", "sitter.follow", "sitter.forced", "sitter.setup", "sitter.decide")
+CORE = tuple(f"sitter.{name}" for name in ("proof", "shard", "eviction", "follow", "forced", "setup", "decide"))
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def shard(count: int, *before: str, rejoin: str = "safe", **trouble: int) -> Cal
 
 TROUBLES = (
     *("crash", "expire", "wipe", "lose-data", "operator", "lost", "slow", "mute", "old-snapshot", "forget", "force"),
-    *("rewind-cut", "rewind-in-vain"),
+    *("rewind-cut", "rewind-in-vain", "cut", "evict"),
 )
 
 
@@ -253,8 +253,13 @@ MUTANTS = [
     Mutant("the memory travels with a snapshot", beginning=shard(3, *REBUILT[:-1], expire=1)),
     Mutant(
         "followed without a comparison",
-        "    if link or (proven and database.upstream == upstream.id):\n",
+        "    if link or (proven and database.upstream == upstream.id) or shard.vouched_for(upstream):\n",
         "    if True:\n",
+    ),
+    Mutant(
+        "the primary followed uncompared without proof",
+        "and min(proofs) >= self.state.generation\n",
+        "and max(proofs) >= self.state.generation\n",
     ),
     Mutant(
         "compared while WAL still comes from elsewhere",
@@ -313,6 +318,32 @@ MUTANTS = [
         "    if False:\n",
         shard(3, force=1),
     ),
+    # Evicting
+    Mutant(
+        "evicted by anybody",
+        "    if state.sync is None or me not in (state.primary.id, state.sync.id):\n",
+        "    if state.sync is None:\n",
+        shard(4, evict=1),
+    ),
+    Mutant(
+        "evicted although replication goes on",
+        "if one.peer.id in view.database.connected or ",
+        "if ",
+        shard(3, evict=1),
+    ),
+    Mutant(
+        "evicted in a frozen shard",
+        "if not view.evict_dead or state.frozen or view.write_open",
+        "if not view.evict_dead or view.write_open",
+        shard(3, cut=1, evict=1, operator=1),
+    ),
+    Mutant(
+        "evicted again and again",
+        "one.evicted_for < view.limits.eviction_pause",
+        "False",
+        shard(3, cut=1, evict=2),
+    ),
+    Mutant("evicted by its id", beginning=shard(3, crash=1, evict=1, slow=1)),
     # Set up and an old ZooKeeper
     Mutant(
         "set up beside a silent peer", "            if one.status is None:\n", "            if False:\n", beside_silence

@@ -78,6 +78,8 @@ class Lag(NamedTuple):
     state: State | None
     cluster: tuple[int, bool] | None
     active: tuple[tuple[int, Said | None], ...]
+    renewed: tuple[int, ...] = ()
+    """Whose election nodes are others by now."""
 
 
 class One(NamedTuple):
@@ -112,6 +114,8 @@ class One(NamedTuple):
     """A rewind of its data was cut short."""
     vain: bool = False
     """A rewind of its data was tried, and does not go."""
+    evicted: tuple[int, ...] = ()
+    """Whose election nodes it has removed; who joins in another session since is none of them."""
 
 
 class World(NamedTuple):
@@ -204,8 +208,10 @@ def renamed(world: World, to: dict[int, int], order: list[int]) -> World:
                 upstream=None if pg.upstream is None else to[pg.upstream],
             )
         if lag:
-            lag = Lag(lag.fresh, state_of(lag.state), cluster_of(lag.cluster), active_of(lag.active))
-        return one._replace(pg=pg, lag=lag, link=(to[link[0]], *link[1:]) if link else None)
+            renewed = tuple(sorted(to[other] for other in lag.renewed))
+            lag = Lag(lag.fresh, state_of(lag.state), cluster_of(lag.cluster), active_of(lag.active), renewed)
+        evicted = tuple(sorted(to[other] for other in one.evicted))
+        return one._replace(pg=pg, lag=lag, link=(to[link[0]], *link[1:]) if link else None, evicted=evicted)
 
     pending = world.pending
     if pending:

@@ -13,7 +13,7 @@ from sitter.view import Compare, Decision, Initialize, Keep, Primary, Restore, R
 from tests.model.parts import ALONE, NAMES, NOBODY, One, Pg, Step, Violation, World, broken, spend, with_peer, with_pg
 from tests.model.promises import known_newer, land
 from tests.model.wal import append, hear_of
-from tests.model.wishes import INDEX, Wish, wish
+from tests.model.wishes import INDEX, Wish, connected, wish
 
 
 def settle(world: World) -> World:
@@ -69,16 +69,49 @@ def sitter_steps(world: World, me: int, one: One) -> Iterator[Step]:
                 gone = tuple(entry for entry in world.active if entry[0] != me)
                 yield f"resign {name}{clock}", with_peer(remembered, me, resigned=True)._replace(active=gone)
         elif not present and one.heard and one.lag is None:
-            yield (
-                f"join {name}{clock}",
-                with_peer(remembered, me, resigned=False)._replace(active=(*world.active, (me, None))),
-            )
+            yield f"join {name}{clock}", _joined(remembered, me)
         if now.decision.compare:
             after_comparison = _compare(remembered, me, now.decision.compare)
             if after_comparison:
                 yield f"compare {name}{clock}", after_comparison
     if one.open and one.heard and one.lag is None:
         yield f"settle {name}", _settled(world, me)
+    if one.heard:
+        yield from _evictions(world, me, one)
+
+
+def _joined(world: World, me: int) -> World:
+    peers = [
+        one._replace(lag=one.lag._replace(renewed=tuple(sorted({*one.lag.renewed, me})))) if one.lag else one
+        for one in world.peers
+    ]
+    return with_peer(world._replace(peers=tuple(peers), active=(*world.active, (me, None))), me, resigned=False)
+
+
+def _evictions(world: World, me: int, one: One) -> Iterator[Step]:
+    """It sees somebody dead, rightly or not. Driver: the node that is removed is the one that was seen, or none."""
+    spent = spend(world, "evict")
+    state, seen = (one.lag.state, one.lag.active) if one.lag else (world.state, world.active)
+    if spent is None or state is None:
+        return
+    for whom in [other for other, _ in seen if other != me]:
+        if wish(world, me, late=False, dead=whom).decision.evict != NAMES[whom]:
+            continue
+        if {me, whom} != {state.primary, state.sync}:
+            raise Violation("an eviction of, or by, neither primary nor sync")
+        if state.frozen:
+            raise Violation("promise 5: an eviction in a frozen shard")
+        if whom in connected(world, me):
+            raise Violation("an eviction of a peer that replication goes on with")
+        if whom in one.evicted:
+            raise Violation("a peer that has lived is evicted again")
+        renewed = one.lag is not None and whom in one.lag.renewed
+        if renewed and "evicted by its id" in broken:
+            raise Violation("a newer election node than the one that was seen is removed")
+        gone = () if renewed else (whom,)
+        active = tuple(entry for entry in spent.active if entry[0] not in gone)
+        evicted = tuple(sorted({*one.evicted, whom}))
+        yield f"evict-{NAMES[whom]} {NAMES[me]}", with_peer(spent, me, evicted=evicted)._replace(active=active)
 
 
 Wanted = tuple[Any, ...]

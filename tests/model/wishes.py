@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from manatee.cluster import Cluster, ClusterState, Comparison, Peer, PeerStatus, written_time
 from manatee.lsn import Lsn
 from sitter.decide import decide
-from sitter.view import Database, Decision, Link, Memory, Parting, Present, Rejoin, Seal, View
+from sitter.view import Database, Death, Decision, Link, Memory, Parting, Present, Rejoin, Seal, View
 from tests.model.parts import NAMES, Remembered, Said, State, Violation, World, broken
 from tests.model.wal import streams
 
@@ -81,9 +81,11 @@ def narrow(state: ClusterState) -> State:
 
 
 @cache
-def _present(index: int, said: Said | None, late: bool) -> Present:
+def _present(index: int, said: Said | None, late: bool, evicted: bool) -> Present:
+    unready_for = math.inf if late and not (said and said.ready) else 0.0
+    evicted_for = 0.0 if evicted else math.inf
     if said is None:
-        return Present(peer(index), None, unready_for=math.inf if late else 0.0)
+        return Present(peer(index), None, unready_for=unready_for, node=NAMES[index], evicted_for=evicted_for)
     status = PeerStatus.of(
         {
             "initialized": said.initialized,
@@ -95,7 +97,7 @@ def _present(index: int, said: Said | None, late: bool) -> Present:
             "running": said.running,
         }
     )
-    return Present(peer(index), status, unready_for=math.inf if late and not said.ready else 0.0)
+    return Present(peer(index), status, unready_for=unready_for, node=NAMES[index], evicted_for=evicted_for)
 
 
 @cache
@@ -119,10 +121,11 @@ class Wish(NamedTuple):
 _wishes: dict[Any, Wish] = {}
 
 
-def wish(world: World, me: int, late: bool) -> Wish:
+def wish(world: World, me: int, late: bool, dead: int | None = None) -> Wish:
     """What this peer wants now. Decisions are pure, so each is made once.
 
-    `late` is a clock by which every timeout has passed; without it none has. Both always happen.
+    `late` is a clock by which every timeout has passed; without it none has. Both always happen. `dead` is whom it has
+    seen dead, rightly or not.
     """
     one = world.peers[me]
     pg, lag = one.pg, one.lag
@@ -154,11 +157,24 @@ def wish(world: World, me: int, late: bool) -> Wish:
         one.rejoin,
         one.torn,
         one.vain,
+        dead,
+        one.evicted,
+        connected(world, me),
     )
     found = _wishes.get(key)
     if found is None:
-        found = _wishes[key] = _ask(world, me, late, state, cluster, active, dict(attached))
+        found = _wishes[key] = _ask(world, me, late, dead, state, cluster, active, dict(attached))
     return found
+
+
+def connected(world: World, me: int) -> frozenset[int]:
+    """Whom replication goes on with."""
+    pg = world.peers[me].pg
+    if pg is None:
+        return frozenset()
+    below = {other for other, one in enumerate(world.peers) if one.pg and one.pg.upstream == me}
+    above = {pg.upstream} if pg.upstream is not None and streams(world, me) else set()
+    return frozenset({other for other in below if streams(world, other)} | above)
 
 
 def use(core: Callable[[View], Decision]) -> None:
@@ -172,6 +188,7 @@ def _ask(
     world: World,
     me: int,
     late: bool,
+    dead: int | None,
     state: State | None,
     cluster: tuple[int, bool] | None,
     active: tuple[tuple[int, Said | None], ...],
@@ -195,6 +212,7 @@ def _ask(
         sealed_for=passed,
         upstream=peer(pg.upstream).id if pg and pg.upstream is not None else None,
         streaming=bool(pg and not pg.primary and streams(world, me)),
+        connected=frozenset(peer(other).id for other in connected(world, me)),
         attached={peer(other).id: Lsn(end) for other, end in attached.items()},
         link=Link(peer(link[0]).id, link[1], link[2], Comparison(link[3]), Lsn(link[4]), "", parting) if link else None,
         failing_for=passed if one.failed and pg is None else None,
@@ -205,7 +223,7 @@ def _ask(
     view = View(
         me=peer(me),
         now=NOW,
-        active=tuple(_present(index, said, late) for index, said in active),
+        active=tuple(_present(index, said, late, index in one.evicted) for index, said in active),
         state=wide(state) if state else None,
         version=1 if state else None,
         cluster=_cluster(cluster),
@@ -222,6 +240,7 @@ def _ask(
         singleton=one.singleton,
         leaving=one.leaving,
         rejoin=Rejoin(one.rejoin),
+        death=Death(NAMES[dead], state.generation, "") if dead is not None and state else None,
     )
     try:
         decision = _decide(view)

@@ -117,6 +117,7 @@ def crash(world: World, me: int) -> World:
         open=False,
         leaving=False,
         handing_over=False,
+        evicted=(),
     )
 
 
@@ -125,7 +126,13 @@ def start(world: World, me: int) -> World:
     one = world.peers[me]
     gone = tuple(entry for entry in world.active if entry[0] != me)
     opened = one.memory.seal is not None and "a restart forgets the open write" not in broken
-    return with_peer(world, me, up=True, heard=True, open=opened)._replace(active=gone)
+    return with_peer(_new_session(world, me), me, up=True, heard=True, open=opened)._replace(active=gone)
+
+
+def _new_session(world: World, me: int) -> World:
+    """Who has evicted it does not take it for the same any more."""
+    peers = (one._replace(evicted=tuple(other for other in one.evicted if other != me)) for one in world.peers)
+    return world._replace(peers=tuple(peers))
 
 
 def expire(world: World, me: int) -> World:
@@ -134,7 +141,7 @@ def expire(world: World, me: int) -> World:
     gone = tuple(entry for entry in world.active if entry[0] != me)
     if one.up and one.lag is None:
         world = with_peer(world, me, lag=_lag(world), heard=False)
-    return world._replace(active=gone)
+    return _new_session(world, me)._replace(active=gone)
 
 
 def _operator(world: World, state: State) -> Iterator[Step]:

@@ -22,6 +22,8 @@ INVARIANTS = (
     "a peer leaves the deposed list by itself only with data that are a prefix of the primary's",
     "promise 3: data that a rewind has left half done are never started; one that came to nothing is not repeated",
     "after an operator's word: it is taken once, beside nobody who still acts on what was; then all of the above",
+    "primary and sync alone evict, only each other, only the node they saw; nobody whom replication goes on with",
+    "nobody is evicted in a frozen shard, or twice in one session",
     "the core never fails",
 )
 
@@ -78,9 +80,12 @@ WORLDS = (
     ),
     Beginning("3 peers, an operator forces a primary", _shard(3, 3, force=1, expire=1, crash=1, slow=1, commit=2), 2),
     Beginning("3 peers, a primary is forced whose zone comes back empty", _shard(3, 3, force=1, wipe=1, expire=1)),
+    Beginning("3 peers, evicted alive or dead", _shard(3, 4, evict=2, cut=2, crash=1, lost=1), 2),
+    Beginning("3 peers, evicted while sitters lag", _shard(3, 4, evict=2, cut=1, slow=1, pg_crash=1, expire=1)),
     Beginning("3 peers, set up", _nothing(3, 3, expire=1, crash=1, wipe=1, slow=1)),
     Beginning("4 peers, sessions and crashes", _shard(4, 2, expire=2, crash=2), 2),
     Beginning("4 peers, a zone comes back empty", _shard(4, 2, wipe=1, expire=1, old_snapshot=1), 2),
     Beginning("4 peers, answers of writes are lost, sitters lag", _shard(4, 2, lost=1, slow=1, expire=1), 2),
+    Beginning("4 peers, evicted alive or dead", _shard(4, 3, evict=2, cut=1, crash=1, operator=1)),
     Beginning("4 peers, the operator acts", _shard(4, 2, operator=1, crash=1, expire=1)),
 )
