@@ -105,7 +105,7 @@ class Daemon:
 
     async def open(self) -> None:
         """Make the data reachable, before anybody looks whether there are any. Raises StorageError."""
-        await self._transitions.storage.open()
+        await self._transitions.replacement.open()
 
     async def run(self) -> None:
         """Until `leave` has been carried out. PostgreSQL is dead when this returns or raises."""

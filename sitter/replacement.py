@@ -6,8 +6,6 @@ marked as such (`torn`).
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,17 +14,15 @@ from functools import cached_property
 from manatee.cluster import Peer, written_time
 from manatee.config import Settings
 from manatee.log import Logger
-from manatee.storage import Storage, open_storage
+from manatee.storage import Storage, datadir, open_storage
 from sitter.bootstrap import Progress
 from sitter.bootstrap import Restore as Transfer
 from sitter.postgres import configuration, initdb, rewind, versions
+from sitter.postgres.account import remove_durably
 from sitter.postgres.errors import PostgresError
 from sitter.postgres.rewind import Unrewindable
 from sitter.postgres.watch import Watch
 from sitter.view import Restore, Rewind
-
-OLD = "manatee.old"
-"""A file in data that are about to make way, to know them by should they stay. PostgreSQL does not mind it."""
 
 REWINDS = 10
 """Attempts at rewinding these data that may fail before anything is changed, for want of the source mostly."""
@@ -57,6 +53,11 @@ class Replacement:
     def torn(self) -> bool:
         """A rewind of the data was cut short."""
         return not isinstance(self.under_way, Rewind) and rewind.torn(self._settings)
+
+    async def open(self) -> None:
+        """Make the data reachable, and this peer's own if they took their place when it died. Raises StorageError."""
+        await self.storage.open()
+        self._make_ours()
 
     def settled(self) -> None:
         """PostgreSQL runs on the data as they are: what was tried with them before is forgotten."""
@@ -105,49 +106,29 @@ class Replacement:
         transfer = Transfer(self._settings, self.storage, self._log, self._progressed)
         self.progress = transfer.progress
 
-        marked = False
-
         async def before_adopt() -> None:
-            nonlocal marked
             self._watch.forget_identity()
-            marked = self._mark_old()
 
         version = await versions.of_programs(self._settings, timeout=self._settings.postgres.query_timeout)
         try:
             await transfer.run(
                 sources, major_version=str(version), system_identifier=system_identifier, before_adopt=before_adopt
             )
-        except asyncio.CancelledError:
-            if marked and self._is_new():
-                self._make_ours()  # they had been adopted already, or were while the transfer ended
-            raise
-        self._make_ours()
+        finally:
+            self._make_ours()  # a restore that is given up may have brought them already, or one before it
 
     def _make_ours(self) -> None:
-        """What makes data of this peer of those that a restore has brought."""
+        """What makes data of this peer of those that a restore has brought, if these are such and are not yet ours."""
+        mark = self._settings.storage.data_dir / datadir.RESTORED
+        if not mark.exists():
+            return
         self.settled()
         rewind.forget(self._settings)
         initdb.write_access_files(self._settings)
         # Should they lead before they have followed: they are promoted then, and begin a timeline of their own.
         configuration.set_standby_signal(self._settings, True)
+        remove_durably(mark)
         self._watch.forget_identity()
-
-    def _mark_old(self) -> bool:
-        """Make the data here known as the old ones; whether it will be known."""
-        data_dir = self._settings.storage.data_dir
-        with contextlib.suppress(OSError):
-            if data_dir.exists():
-                (data_dir / OLD).touch()
-            return True
-        return False
-
-    def _is_new(self) -> bool:
-        """Whether the data here are others than those that were marked as the old ones."""
-        data_dir = self._settings.storage.data_dir
-        if not (data_dir / OLD).exists():
-            return (data_dir / "PG_VERSION").exists()
-        (data_dir / OLD).unlink()
-        return False
 
     def _progressed(self, progress: Progress) -> None:
         self.progress = progress

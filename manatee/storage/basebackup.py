@@ -65,12 +65,12 @@ class BaseBackup:
         return {"directory": str(self._directory)}
 
     async def open(self) -> None:
-        def finish() -> None:
-            adopting = [path for path in _entries(self._directory) if path.name.startswith(_ADOPTING)]
-            if adopting and not os.path.lexists(self.data_dir):
-                _rename(adopting[-1], self.data_dir)
+        await asyncio.to_thread(self._finish_adoption)
 
-        await asyncio.to_thread(finish)
+    def _finish_adoption(self) -> None:
+        adopting = [path for path in _entries(self._directory) if path.name.startswith(_ADOPTING)]
+        if adopting and not os.path.lexists(self.data_dir):
+            _rename(adopting[-1], self.data_dir)
 
     async def prepare(self) -> None:
         def make() -> None:
@@ -106,6 +106,8 @@ class BaseBackup:
         return self._receive(offer)
 
     async def isolate(self, prefix: str, *, base: bool = True) -> Path | None:  # noqa: ARG002 - always a full one
+        # What is left of a restore must not become live by itself when these data have made way.
+        await self.clear_leftovers()
         return await asyncio.to_thread(_isolate, self.data_dir, prefix, self._user)
 
     async def drop_isolated(self, keep: int) -> int:
@@ -119,6 +121,7 @@ class BaseBackup:
 
     async def clear_leftovers(self, *, resumable: bool = False) -> int:  # noqa: ARG002 - nothing to go on from
         def clear() -> int:
+            self._finish_adoption()
             found = [
                 path for path in _entries(self._directory) if path.name.startswith((_RESTORING, _DROPPING, _ADOPTING))
             ]
@@ -143,7 +146,7 @@ class BaseBackup:
     async def _check(self) -> Identity:
         def check() -> Identity:
             here = datadir.identity(self.data_dir)
-            datadir.check_layout(self.data_dir)
+            datadir.check_whole(self._settings)
             return here
 
         return await asyncio.to_thread(check)
@@ -186,6 +189,7 @@ class BaseBackup:
     async def _receive(self, offer: Offer) -> AsyncIterator[Receiving]:
         if offer.driver != self.driver:
             raise ReceiveFailed(f"the stream is of the {offer.driver} driver, the storage here is {self.driver}")
+        await asyncio.to_thread(self._finish_adoption)
         await asyncio.to_thread(_check_room, self._directory, offer.size)
         target = self._directory / f"{_RESTORING}{uuid.uuid4().hex[:8]}"
         try:
@@ -248,7 +252,7 @@ class _ReceivingTar:
             raise ReceiveFailed("the stream was no complete database") from error
         if not (self._target / "backup_label").is_file():
             raise ReceiveFailed("the stream holds no backup_label: it is not a base backup")
-        datadir.remove_leftovers(self._target)
+        datadir.mark_restored(self._target)
         if self._user is not None:
             os.chown(self._target, self._user.uid, self._user.gid)
         datadir.make_durable(self._target, self._given_up)

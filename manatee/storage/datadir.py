@@ -11,9 +11,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from manatee.config import Settings
 from manatee.storage.errors import NoDatabase, UnsupportedLayout
 
-LEFTOVERS = ("postmaster.pid", "postmaster.opts", "standby.signal", "recovery.signal", "backup_manifest")
+RESTORED = "manatee.restored"
+"""A file in data that were received, until the sitter has made them this peer's own. PostgreSQL does not mind it."""
+
+LEFTOVERS = (
+    *("postmaster.pid", "postmaster.opts", "standby.signal", "recovery.signal", "backup_manifest"),
+    *(RESTORED, "manatee.old"),
+)
 """Of another server's life: never part of a database that has just been restored."""
 
 
@@ -48,6 +55,13 @@ def identity(data_dir: Path) -> Identity:
     return Identity(str(identifier), version)
 
 
+def check_whole(settings: Settings) -> None:
+    """Refuse data that cannot be copied. Raises UnsupportedLayout, and NoDatabase for what a rewind has torn."""
+    if settings.sitter.rewind_mark.exists():
+        raise NoDatabase("the data here are being rewound, or a rewind was cut short: they are no database now")
+    check_layout(settings.storage.data_dir)
+
+
 def check_layout(data_dir: Path) -> None:
     """Refuse a database that does not lie wholly in its directory; raises UnsupportedLayout.
 
@@ -66,7 +80,7 @@ def check_layout(data_dir: Path) -> None:
         )
 
 
-def remove_leftovers(data_dir: Path) -> None:
+def mark_restored(data_dir: Path) -> None:
     """Take away what belonged to the server the data came from; `backup_label` stays, recovery begins with it.
 
     Its replication slots, too, which a snapshot of the files brings along: they are promises to that server's own
@@ -77,6 +91,7 @@ def remove_leftovers(data_dir: Path) -> None:
     with contextlib.suppress(FileNotFoundError):
         for slot in (data_dir / "pg_replslot").iterdir():
             shutil.rmtree(slot)
+    (data_dir / RESTORED).touch()
 
 
 def make_durable(directory: Path, given_up: threading.Event) -> None:

@@ -15,6 +15,7 @@ import pytest
 import structlog
 
 from demo.postgresql import unprivileged_user
+from manatee.storage import datadir
 from sitter import replacement
 from sitter.bootstrap import RestoreFailed
 from sitter.replacement import Replacement
@@ -40,6 +41,7 @@ class Restores:
             if self.data_dir.exists():
                 self.data_dir.rename(self.data_dir.with_name("isolated"))
             make(self.data_dir)
+            datadir.mark_restored(self.data_dir)
         if self.error:
             raise self.error
 
@@ -65,8 +67,7 @@ def restores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Restores:
     return found
 
 
-async def restored(restores: Restores) -> None:
-    """What runs when that restore ends."""
+def replacing(restores: Restores) -> Replacement:
     here = restores.data_dir.parent
     postgres = SimpleNamespace(
         query_timeout=60.0, manage_hba=True, hba_file=here / "hba", ident_file=None, user=unprivileged_user()
@@ -77,8 +78,12 @@ async def restored(restores: Restores) -> None:
         sitter=SimpleNamespace(rewind_mark=here / "mark"),
     )
     watch = cast(Any, SimpleNamespace(forget_identity=lambda: None))
-    under_test = Replacement(cast(Any, settings), watch, structlog.get_logger(), lambda: None)
-    await under_test.run(Restore((A,)), None)
+    return Replacement(cast(Any, settings), watch, structlog.get_logger(), lambda: None)
+
+
+async def restored(restores: Restores) -> None:
+    """What runs when that restore ends."""
+    await replacing(restores).run(Restore((A,)), None)
 
 
 def is_ours(restores: Restores) -> bool:
@@ -88,7 +93,7 @@ def is_ours(restores: Restores) -> bool:
 
 
 @pytest.mark.parametrize("old", [True, False], ids=["over old data", "where none were"])
-@pytest.mark.parametrize("error", [None, asyncio.CancelledError()], ids=["to its end", "given up"])
+@pytest.mark.parametrize("error", [None, asyncio.CancelledError(), RestoreFailed("")])
 async def test_what_was_adopted_is_made_ours(restores: Restores, old: bool, error: BaseException | None) -> None:
     if old:
         make(restores.data_dir)
@@ -96,11 +101,24 @@ async def test_what_was_adopted_is_made_ours(restores: Restores, old: bool, erro
     if error is None:
         await restored(restores)
     else:
-        with pytest.raises(asyncio.CancelledError):
+        with pytest.raises(type(error)):
             await restored(restores)
     assert is_ours(restores)
-    assert not (restores.data_dir / replacement.OLD).exists()
+    assert not (restores.data_dir / datadir.RESTORED).exists()
     assert (restores.data_dir / "standby.signal").exists(), "whoever is to lead on a copy does so on a new timeline"
+
+
+async def test_what_took_its_place_when_the_sitter_died_is_made_ours_at_its_start(restores: Restores) -> None:
+    class Storage:
+        async def open(self) -> None:
+            make(restores.data_dir)
+            datadir.mark_restored(restores.data_dir)
+
+    under_test = replacing(restores)
+    under_test.storage = cast(Any, Storage())
+    await under_test.open()
+    assert is_ours(restores)
+    assert not under_test.torn
 
 
 @pytest.mark.parametrize("error", [asyncio.CancelledError(), RestoreFailed("the source is gone")])
