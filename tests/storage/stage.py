@@ -17,7 +17,7 @@ import psutil
 
 from demo import zfs
 from manatee.config import Settings, load
-from manatee.storage import Identity, Offer, Receiving, Sending, Storage, open_storage, pipe
+from manatee.storage import Identity, Offer, Receiving, Sending, Storage, datadir, open_storage, pipe
 
 IDENTITY = Identity("7711047635129003611", "15")
 _numbers = itertools.count(1)
@@ -73,8 +73,8 @@ class Peer:
         (self.data / "base" / name).write_bytes(os.urandom(size))
 
     def content(self) -> dict[str, bytes]:
-        """Every file of the database, but for what belongs to a running server."""
-        files = (path for path in self.data.rglob("*") if path.is_file() and path.name != "postmaster.pid")
+        """Every file of the database, but for what belongs to a running server, and the sitter's mark."""
+        files = (path for path in self.data.rglob("*") if path.is_file() and path.name not in datadir.LEFTOVERS)
         return {str(path.relative_to(self.data)): path.read_bytes() for path in files}
 
     def datasets(self) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from manatee.storage.zfs import holds
+from manatee.storage.zfs import command, holds
 from manatee.storage.zfs.command import zfs
 from manatee.storage.zfs.errors import ZfsError
 from manatee.storage.zfs.names import Names
@@ -23,7 +23,9 @@ async def test_a_hold_that_cannot_be_released_is_a_stale_one_from_then_on(
             raise ZfsError("no answer within 60 s")
         return await zfs(*arguments, patient=patient)
 
-    hold = await holds.take(names, snapshot)
+    held = await command.get(snapshot, ("guid",))
+    assert held is not None
+    hold = await holds.take(names, held)
     assert await holds.release_stale(names) == 0
     monkeypatch.setattr(holds, "zfs", refuse)
     await holds.release(names, hold)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,8 +69,23 @@ async def test_a_snapshot_is_held_while_it_is_sent_and_not_after(source: Peer) -
             with pytest.raises(StorageError, match="held"):
                 await source.storage.drop_snapshot(taken)
             assert await source.storage.release_stale() == 0
+        # For a while its receiver may go on with it.
+        with pytest.raises(StorageError, match="kept for a peer"):
+            await source.storage.drop_snapshot(taken)
+        zfs.run("zfs", "set", f"manatee:kept-until={time.time() - 1:.0f}", f"{source.dataset}@{taken}")
         await source.storage.drop_snapshot(taken)
     assert source.snapshots() == []
+
+
+async def test_what_a_difference_builds_on_is_held_as_well(source: Peer) -> None:
+    base = (await source.storage.take_snapshot()).name
+    guid = source.get("guid", f"{source.dataset}@{base}")
+    async with nothing_is_left(source):
+        async with source.storage.send({"guids": guid}) as sending:
+            assert sending.offer.detail["form"] == "increment"
+            with pytest.raises(StorageError, match="held"):
+                await source.storage.drop_snapshot(base)
+        await source.storage.drop_snapshot(base)
 
 
 _DYING = """
@@ -93,6 +109,7 @@ async def test_what_a_killed_sender_held_is_released(source: Peer) -> None:
     async with nothing_is_left(source):
         await source.storage.release_stale()
         await eventually(lambda: source.get("userrefs", f"{source.dataset}@{taken}") == "0")
+        zfs.run("zfs", "inherit", "manatee:kept-until", f"{source.dataset}@{taken}")
         await source.storage.drop_snapshot(taken)
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import re
 from asyncio.subprocess import DEVNULL
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Literal
 
 from manatee.storage.child import Child, running
 from manatee.storage.errors import StorageError
 from manatee.storage.zfs import command, holds
-from manatee.storage.zfs.command import Capabilities, zfs
+from manatee.storage.zfs.command import Capabilities, Dataset, zfs
 from manatee.storage.zfs.errors import Unusable, ZfsError, from_words
 from manatee.storage.zfs.interface import Option, Order
 from manatee.storage.zfs.names import Names
@@ -33,15 +33,16 @@ class Command:
         self.resumable = can.resumable
         self.options = frozenset(option for option, letter in LETTERS.items() if letter in can.send)
 
-    async def snapshot(self, snapshot: str) -> None:
-        await zfs("snapshot", snapshot)
+    async def snapshot(self, snapshot: str, properties: Mapping[str, str]) -> None:
+        options = (word for name, value in properties.items() for word in ("-o", f"{name}={value}"))
+        await zfs("snapshot", *options, snapshot)
 
     async def destroy_snapshot(self, snapshot: str) -> None:
         await zfs("destroy", snapshot, patient=False)
 
     @asynccontextmanager
-    async def held(self, snapshot: str) -> AsyncIterator[None]:
-        hold = await holds.take(self._names, snapshot)
+    async def held(self, *snapshots: Dataset) -> AsyncIterator[None]:
+        hold = await holds.take(self._names, *snapshots)
         try:
             yield
         finally:

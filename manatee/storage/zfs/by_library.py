@@ -14,7 +14,7 @@ import os
 import re
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +22,7 @@ from typing import Any, Literal
 import structlog
 
 from manatee.storage.zfs import by_command, command
+from manatee.storage.zfs.command import Dataset
 from manatee.storage.zfs.errors import Busy, Denied, Exists, HasClones, Missing, Unusable, ZfsError
 from manatee.storage.zfs.interface import Option, Order
 from manatee.storage.zfs.names import Names
@@ -64,22 +65,23 @@ class Library:
         self._command = command
         self._names = names
 
-    async def snapshot(self, snapshot: str) -> None:
-        await _call(self._core.lzc_snapshot, [snapshot.encode()])
+    async def snapshot(self, snapshot: str, properties: Mapping[str, str]) -> None:
+        given = {name.encode(): value.encode() for name, value in properties.items()}
+        await _call(self._core.lzc_snapshot, [snapshot.encode()], given)
 
     async def destroy_snapshot(self, snapshot: str) -> None:
         await _call(self._core.lzc_destroy_snaps, [snapshot.encode()], False)
 
     @asynccontextmanager
-    async def held(self, snapshot: str) -> AsyncIterator[None]:
+    async def held(self, *snapshots: Dataset) -> AsyncIterator[None]:
         try:
             device = os.open("/dev/zfs", os.O_RDWR | os.O_EXCL | os.O_CLOEXEC)
         except OSError as error:
             raise Unusable(f"/dev/zfs cannot be opened: {error.strerror}") from error
         try:
-            missing = await _call(self._core.lzc_hold, {snapshot.encode(): f"manatee-{device}".encode()}, device)
-            if missing:
-                raise Missing(f"{snapshot} does not exist")
+            tags = {each.name.encode(): f"manatee-{device}".encode() for each in snapshots}
+            if missing := await _call(self._core.lzc_hold, tags, device):
+                raise Missing(f"{missing[0].decode()} does not exist")
             yield
         finally:
             os.close(device)  # and with it goes the hold

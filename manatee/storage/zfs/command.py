@@ -62,6 +62,10 @@ class Dataset:
         return found is not None and found.source == "default"
 
     @property
+    def encrypted(self) -> bool:
+        return self["encryption"] not in ("-", "off")
+
+    @property
     def snapshot(self) -> str:
         """The part of a snapshot's name after the `@`."""
         return self.name.rpartition("@")[2]
@@ -121,10 +125,20 @@ async def below(dataset: str, properties: Iterable[str]) -> list[Dataset]:
     return await _get(("-Hp", "-r", "-d", "1"), properties, dataset)
 
 
+async def tree(dataset: str, properties: Iterable[str], depth: int) -> dict[str, Dataset]:
+    """`dataset` and all that lies so deep below it, snapshots included, by name; nothing if it does not exist."""
+    return {each.name: each for each in await _get(("-Hp", "-r", "-d", str(depth)), properties, dataset)}
+
+
 async def local(dataset: str) -> dict[str, str]:
     """The properties that were set on this very dataset, and their values."""
     found = await _get(("-Hp", "-s", "local,received"), ("all",), dataset)
     return {name: each.value for one in found for name, each in one.properties.items()}
+
+
+async def local_below(dataset: str, depth: int) -> list[Dataset]:
+    """The properties that were set on each of those so deep below `dataset` themselves."""
+    return await _get(("-Hp", "-r", "-d", str(depth), "-s", "local,received"), ("all",), dataset)
 
 
 async def capabilities() -> Capabilities:
@@ -145,6 +159,16 @@ async def features(pool: str) -> frozenset[str]:
         for row in rows
         if len(row) > 2 and row[1].startswith("feature@") and row[2] in ("enabled", "active")
     )
+
+
+async def is_freeing(pool: str) -> bool:
+    """Whether the pool still gives back the space of what was destroyed; false where that cannot be found out."""
+    try:
+        answer = await _run("zpool", "get", "-H", "freeing", pool)
+    except ZfsError:
+        return False
+    row = answer.split()
+    return len(row) > 2 and row[2] not in ("-", "0")
 
 
 async def _get(options: Sequence[str], properties: Iterable[str], dataset: str) -> list[Dataset]:

@@ -22,11 +22,15 @@ from manatee.storage.errors import NoDatabase, ReceiveFailed, StorageError, Unsu
 from manatee.storage.zfs import command, properties, receiving
 from manatee.storage.zfs.command import Dataset, zfs
 from manatee.storage.zfs.errors import Busy, HasClones, Missing, ZfsError
-from manatee.storage.zfs.interface import Interface, Order, choose
-from manatee.storage.zfs.names import FROM, SHARED, Names, is_own, new_name
+from manatee.storage.zfs.interface import Interface, Option, Order, choose
+from manatee.storage.zfs.names import FROM, KEPT, SHARED, Names, is_own, new_name
+from manatee.storage.zfs.picture import Picture
 from manatee.storage.zfs.place import Place
+from manatee.storage.zfs.receiving import Target
 from manatee.storage.zfs.sending import base_for, guess, offered, options_for, read_token, sending
 
+KEPT_FOR = 3600.0
+"""Seconds for which a receiver whose stream was cut can go on with it, whatever the snapshotter would drop."""
 MOST_GUIDS = 100
 """Snapshots that are told to a sender: they go into the address of a request."""
 
@@ -62,47 +66,52 @@ class Zfs:
     # --- The live data ------------------------------------------------------------------------------------------
 
     async def open(self) -> None:
+        await self._open()
+
+    async def _open(self) -> Picture:
         await self._ready()
-        if await self._place.open():
-            live = await self._place.live()
-            advice = properties.advice(live) if live else []
-            for sentence in advice:
-                if sentence not in self._advice:
-                    self._log.warning(sentence)
-            self._advice = advice
+        seen = await self._place.open()
+        advice = properties.advice(seen.live) if seen.live else []
+        for sentence in advice:
+            if sentence not in self._advice:
+                self._log.warning(sentence)
+        self._advice = advice
+        return seen
 
     async def prepare(self) -> None:
-        await self.open()
-        if await self._place.live() is None:
-            await self._place.create()
+        seen = await self._open()
+        if seen.live is None:
+            await self._place.create(seen)
         await asyncio.to_thread(self._place.own_directory)
 
     async def has_data(self) -> bool:
-        return await self._place.is_mounted() and await asyncio.to_thread(datadir.has_database, self.data_dir)
+        mounted = await self._place.is_mounted(await self._place.look())
+        return mounted and await asyncio.to_thread(datadir.has_database, self.data_dir)
 
     async def identity(self) -> Identity:
         await self._live()
         return await asyncio.to_thread(datadir.identity, self.data_dir)
 
     async def estimate(self) -> int:
-        live = await self._checked()
+        _, live = await self._checked()
         return guess(live, [], live, None)
 
-    async def _live(self) -> Dataset:
+    async def _live(self) -> tuple[Picture, Dataset]:
         """Raises NoDatabase unless it is mounted."""
-        live = await self._place.live()
-        if live is None:
+        seen = await self._place.look()
+        if seen.live is None:
             raise NoDatabase(f"there is no dataset {self._names.live}")
-        if not await self._place.is_mounted():
+        if not await self._place.is_mounted(seen):
             raise NoDatabase(f"{self._names.live} is not mounted at {self._settings.storage.directory}")
-        return live
+        return seen, seen.live
 
-    async def _checked(self) -> Dataset:
-        """Raises NoDatabase, UnsupportedLayout."""
-        live = await self._live()
-        await self._place.check_alone()
-        await asyncio.to_thread(_check_layout, self.data_dir)
-        return live
+    async def _checked(self) -> tuple[Picture, Dataset]:
+        """What can be sent. Raises NoDatabase, UnsupportedLayout."""
+        seen, live = await self._live()
+        seen.check_alone()
+        await asyncio.to_thread(datadir.check_whole, self._settings)
+        await asyncio.to_thread(_check_one_filesystem, self.data_dir)
+        return seen, live
 
     async def _ready(self) -> Interface:
         async with self._choosing:
@@ -121,68 +130,80 @@ class Zfs:
         if wanted.get("driver", self.driver) != self.driver:
             raise StorageError(f"this peer's storage is {self.driver}, the request is for {wanted['driver']}")
         interface = await self._ready()
-        live = await self._checked()
+        seen, live = await self._checked()
         identity = await asyncio.to_thread(datadir.identity, self.data_dir)
-        order = await self._rest(wanted, interface)
+        order = await self._rest(wanted, seen, interface)
         new = order is None
         if order is None:
-            order = await self._fresh(wanted, live, interface)
+            order = await self._fresh(wanted, seen, live, interface)
         complete = False
         try:
-            async with interface.held(order.snapshot):
-                offer = await self._offer(order, live, identity, interface)
+            seen = await self._place.look()
+            if seen.live is None or order.snapshot not in seen.found:
+                raise NoDatabase(f"{order.snapshot} is no longer there")
+            needed = [seen.found[name] for name in (order.snapshot, order.base) if name and name in seen.found]
+            async with interface.held(*needed):
+                offer = await self._offer(order, seen, seen.live, identity, interface)
                 async with sending(interface, order, offer, self._settings.backup.idle_timeout) as stream:
                     yield stream
                     complete = stream.complete
         finally:
-            keep = not new or "resumable" in wanted
             sent_to = wanted.get("peer", "") if complete else None
+            keep = not new or "resumable" in wanted
             await asyncio.shield(asyncio.create_task(self._after(order, sent_to, keep=keep)))
 
-    async def _rest(self, wanted: Mapping[str, str], interface: Interface) -> Order | None:
-        """The rest of a stream that was cut, if its snapshot is still here."""
+    async def _rest(self, wanted: Mapping[str, str], seen: Picture, interface: Interface) -> Order | None:
+        """The rest of a stream that was cut, if its snapshot is still here, and that which it builds on."""
         token = wanted.get("token")
         cut = await read_token(token) if token and interface.resumable else None
-        if cut is None:
+        if token is None or cut is None:
             return None
-        here = await self._place.snapshots(self._names.live)
-        found = next((each for each in here if each["guid"] == cut.guid and each.name == cut.snapshot), None)
-        return Order(found.name, token=token) if found else None
+        here = {each["guid"]: each for each in seen.snapshots(self._names.live)}
+        sent, base = here.get(cut.guid), here.get(cut.base) if cut.base else None
+        if sent is None or sent.name != cut.snapshot or (cut.base and base is None):
+            return None
+        return Order(sent.name, base.name if base else None, token=token)
 
-    async def _fresh(self, wanted: Mapping[str, str], live: Dataset, interface: Interface) -> Order:
+    async def _fresh(self, wanted: Mapping[str, str], seen: Picture, live: Dataset, interface: Interface) -> Order:
         """A snapshot of now, and what to send of it."""
-        before = await self._place.snapshots(self._names.live)
+        before = seen.snapshots(self._names.live)
         base = base_for(wanted, before)
-        snapshot = await self._snapshot(before, interface)
-        options = options_for(wanted, live, interface.options)
+        options = options_for(wanted, live, base, interface.options)
+        snapshot = await self._snapshot(before, interface, _kept() if "resumable" in wanted else {})
         return Order(snapshot, base.name if base else None, options)
 
-    async def _offer(self, order: Order, live: Dataset, identity: Identity, interface: Interface) -> Offer:
-        snapshots = await self._place.snapshots(self._names.live)
-        sent = next(each for each in snapshots if each.name == order.snapshot)
-        base = next((each for each in snapshots if each.name == order.base), None)
-        guessed = guess(live, snapshots, sent, base)
+    async def _offer(
+        self, order: Order, seen: Picture, live: Dataset, identity: Identity, interface: Interface
+    ) -> Offer:
+        sent, base = seen.found[order.snapshot], seen.found.get(order.base or "")
         size = await interface.estimate(order)
-        space = sent.number("referenced") if base is None else None
+        if size is None and order.token is None:
+            size = guess(live, seen.snapshots(self._names.live), sent, base)
         here = self._settings.identity.id
-        return offered(order, identity, guessed if size is None else size, space=space, base=base, peer=here)
+        return offered(order, identity, size, sent=sent, base=base, peer=here, encrypted=live.encrypted)
 
     async def _after(self, order: Order, sent_to: str | None, *, keep: bool) -> None:
-        """What was sent is what the two peers have in common; what was not, nobody has."""
+        """What was sent is what the two peers have in common; what was not, nobody has, unless it can be gone on with.
+
+        Then it is kept for a while, with what it builds on: the snapshotter must not take it meanwhile.
+        """
         with contextlib.suppress(ZfsError):
             if sent_to is not None:
                 if re.fullmatch(r"[0-9A-Za-z.:]{1,100}", sent_to):
                     await zfs("set", f"{SHARED}={sent_to}", order.snapshot)
-            elif not keep and self._interface is not None:
+            elif keep:
+                for snapshot in filter(None, (order.base, order.snapshot)):
+                    await zfs("set", *(f"{name}={value}" for name, value in _kept().items()), snapshot)
+            elif self._interface is not None:
                 await self._interface.destroy_snapshot(order.snapshot)
 
     # --- Receiving ----------------------------------------------------------------------------------------------
 
     async def related(self) -> frozenset[str]:
-        partial = await self._partial()
-        if partial is not None and (sender := partial.local(FROM)):
+        seen = await self._place.look()
+        if seen.partial is not None and (sender := seen.partial.local(FROM)):
             return frozenset({sender})  # nobody else can go on with it
-        shared = (each.local(SHARED) for each in await receiving.bases(self._place))
+        shared = (each.local(SHARED) for each in seen.bases())
         return frozenset(peer for peer in shared if peer)
 
     async def wanted(self) -> Mapping[str, str]:
@@ -190,30 +211,34 @@ class Zfs:
         wanted = {"driver": self.driver, "peer": self._settings.identity.id}
         if self._plainly:
             return wanted
-        guids = [each["guid"] for each in await receiving.bases(self._place)]
-        if guids:
-            wanted["guids"] = ",".join(guids[:MOST_GUIDS])
-        partial = await self._partial()
-        if partial is not None and interface.resumable:
-            wanted["token"] = partial["receive_resume_token"]
-        accepts = await self._accepts(interface)
-        if accepts:
+        seen = await self._place.look()
+        bases = seen.bases()[:MOST_GUIDS]
+        if bases:
+            wanted["guids"] = ",".join(each["guid"] for each in bases)
+        if ivsets := [each["ivsetguid"] for each in bases if each.number("ivsetguid")]:
+            wanted["ivsets"] = ",".join(ivsets)
+        if seen.partial is not None and interface.resumable:
+            wanted["token"] = seen.partial["receive_resume_token"]
+        if accepts := await self._accepts(seen, interface):
             wanted["accepts"] = ",".join(accepts)
         if interface.resumable:
             wanted["resumable"] = "yes"
         return wanted
 
-    async def _accepts(self, interface: Interface) -> list[str]:
-        """What the streams for this pool may hold: what is switched on in the pool."""
+    async def _accepts(self, seen: Picture, interface: Interface) -> list[str]:
+        """What the streams for this pool may hold: what is switched on in the pool, and what it has the key for."""
         on = await command.features(self._names.live.partition("/")[0])
-        needs = {"large": "large_blocks", "embedded": "embedded_data", "compressed": "lz4_compress"}
-        accepts = [option for option, feature in needs.items() if feature in on and option in interface.options]
-        return accepts + (["zstd"] if accepts and "zstd_compress" in on else [])
-
-    async def _partial(self) -> Dataset | None:
-        """What a stream that was cut has left to go on from."""
-        found = [each for each in await self._place.restoring() if each["receive_resume_token"] not in ("-", "")]
-        return found[-1] if found else None
+        needs: dict[Option, str] = {"large": "large_blocks", "embedded": "embedded_data", "compressed": "lz4_compress"}
+        if seen.parent.encrypted or (seen.before is not None and seen.before.encrypted):
+            del needs["embedded"]  # zfs-receive(8): such a stream cannot be received into an encrypted dataset
+        accepts: list[str] = [
+            option for option, feature in needs.items() if feature in on and option in interface.options
+        ]
+        if accepts and "zstd_compress" in on:
+            accepts.append("zstd")
+        if "encryption" in on and "raw" in interface.options and await receiving.keylocation(seen) is not None:
+            accepts.append("raw")
+        return accepts
 
     def receive(self, offer: Offer) -> AbstractAsyncContextManager[ReceivingProtocol]:
         return self._receive(offer)
@@ -225,45 +250,50 @@ class Zfs:
         if not is_own(offer.snapshot):
             raise ReceiveFailed(f'the snapshot in the stream is called "{offer.snapshot}", not by the time')
         interface = await self._ready()
-        if await self._place.live() is not None:
-            await self._place.check_alone()
-        await receiving.check_room(self._place, offer)
-        partial = await self._partial() if offer.detail.get("form") == "rest" else None
+        seen = await self._place.open()
+        seen.check_alone()
+        partial = seen.partial if offer.detail.get("form") == "rest" else None
         if partial is None and offer.detail.get("form") == "rest":
             raise ReceiveFailed("what the rest of the stream belongs to is no longer here")
-        await self._place.clear(spare=partial.name if partial else None)
-        target = partial.name if partial else self._names.new_restoring()
+        # What is left of another restore must not take the room.
+        if await self._place.clear(seen, spare=partial.name if partial else None):
+            seen = await self._place.look()
+        await receiving.check_room(self._place, seen, offer)
+        target = await self._target(seen, offer, partial)
         taken: receiving.Receiving | None = None
         try:
-            over, state_dir = False, self._settings.sitter.state_dir
-            if partial is None:
-                sender = offer.detail.get("peer")
-                options = await receiving.options_for(self._place, target, state_dir, sender)
-                if offer.detail.get("form") == "increment":
-                    await receiving.prepare_base(self._place, target, options, offer.detail.get("base", ""))
-                else:
-                    raw = offer.detail.get("raw") == "yes"
-                    over = await receiving.prepare_new(self._place, target, options, raw=raw)
-            stream = receiving.receiving(
-                interface, self._place, offer, target, over=over, owner=self._owner, state_dir=state_dir
-            )
-            async with stream as taken:
+            async with receiving.receiving(interface, self._place, offer, target, self._owner) as taken:
                 yield taken
         finally:
             if taken is None or not taken.adopted:
                 before = partial["receive_resume_token"] if partial else None
-                await asyncio.shield(asyncio.create_task(self._give_up(target, before, taken)))
+                await asyncio.shield(asyncio.create_task(self._give_up(target.name, before, taken)))
             else:
                 self._plainly = False
 
+    async def _target(self, seen: Picture, offer: Offer, partial: Dataset | None) -> Target:
+        state_dir = self._settings.sitter.state_dir
+        if partial is not None:
+            scratch = receiving.scratch(state_dir, partial.name)
+            return Target(partial.name, scratch, dressed=partial["mountpoint"] == str(scratch))
+        if offer.detail.get("encrypted") == "yes" and not (seen.parent.encrypted or offer.detail.get("raw") == "yes"):
+            self._log.warning("the sender's data are encrypted, and these will not be", parent=self._names.parent)
+        return await receiving.prepare(self._place, seen, offer, state_dir)
+
     async def _give_up(self, target: str, token: str | None, taken: receiving.Receiving | None) -> None:
-        """Keep what can be gone on from, unless going on has brought nothing; take the rest away."""
-        with contextlib.suppress(StorageError):
-            partial = await self._partial()
-            if partial is not None and partial.name == target and partial["receive_resume_token"] != token:
-                return
+        """Keep what can be gone on from, unless going on has brought nothing; take the rest away.
+
+        What an adoption has left half done is finished, or undone: what cannot be now is for `clear_leftovers`.
+        """
         self._plainly = taken is not None and taken.refused
-        await receiving.leave(self._place, target)
+        with contextlib.suppress(StorageError):
+            await self._place.open()
+        with contextlib.suppress(StorageError):
+            partial = (await self._place.look()).partial
+            if partial is not None and partial.name == target and partial["receive_resume_token"] != token:
+                self._plainly = False
+                return
+            await self._place.destroy(target)
 
     async def release_stale(self) -> int:
         interface = await self._ready()
@@ -275,28 +305,28 @@ class Zfs:
     # --- What is kept -------------------------------------------------------------------------------------------
 
     async def isolate(self, prefix: str, *, base: bool = True) -> Path | None:
-        await self.open()
+        # What is left of a restore must not become live by itself when these data have made way.
+        await self.clear_leftovers(resumable=not base)
+        seen = await self._open()
         if not base:
-            await self.clear_leftovers(resumable=True)
-            await self._place.forbid_bases()
-        if await self._place.live() is None or not await self.has_data():
+            await self._place.forbid_bases(seen)
+        if seen.live is None or not await asyncio.to_thread(datadir.has_database, self.data_dir):
             return None
-        target = await self._place.isolate(prefix, base=base)
-        return Path(target) if target else None
+        return Path(await self._place.isolate(seen, prefix, base=base))
 
     async def drop_isolated(self, keep: int) -> int:
         return await self._place.drop_isolated(keep)
 
     async def clear_leftovers(self, *, resumable: bool = False) -> int:
         await self.release_stale()
-        await self._place.open()
-        partial = None if resumable else await self._partial()
-        cleared = await self._place.clear(spare=partial.name if partial else None)
+        seen = await self._place.open()
+        partial = None if resumable else seen.partial
+        cleared = await self._place.clear(seen, spare=partial.name if partial else None)
         await asyncio.to_thread(receiving.remove_scratch, self._settings.sitter.state_dir)
         return cleared
 
     async def snapshots(self) -> Sequence[Snapshot]:
-        found = await self._place.snapshots(self._names.live)
+        found = (await self._place.look()).snapshots(self._names.live)
         return [
             Snapshot(each.snapshot, int(each.snapshot) / 1000, each.number("used"), each.local(SHARED))
             for each in found
@@ -305,17 +335,19 @@ class Zfs:
 
     async def take_snapshot(self) -> Snapshot:
         interface = await self._ready()
-        await self._checked()
-        name = await self._snapshot(await self._place.snapshots(self._names.live), interface)
+        seen, _ = await self._checked()
+        name = await self._snapshot(seen.snapshots(self._names.live), interface, {})
         return Snapshot(name.rpartition("@")[2], time.time(), 0)
 
     async def drop_snapshot(self, name: str) -> None:
         if not is_own(name):
             raise StorageError(f"{name} is not Manatee's snapshot: it stays")
         interface = await self._ready()
-        found = await command.get(f"{self._names.live}@{name}", ("userrefs",))
+        found = await command.get(f"{self._names.live}@{name}", ("userrefs", KEPT))
         if found is not None and found.number("userrefs"):  # zfs-fuse would have us wait for the end of the stream
             raise StorageError(f"{name} is held (zfs holds), or being sent")
+        if found is not None and found.number(KEPT) > time.time():
+            raise StorageError(f"{name} is kept for a peer whose stream was cut, to go on with")
         try:
             await interface.destroy_snapshot(f"{self._names.live}@{name}")
         except Missing:
@@ -325,16 +357,20 @@ class Zfs:
         except HasClones as error:
             raise StorageError(f"{name} was cloned: {error}") from error
 
-    async def _snapshot(self, before: Sequence[Dataset], interface: Interface) -> str:
+    async def _snapshot(self, before: Sequence[Dataset], interface: Interface, properties: Mapping[str, str]) -> str:
         own = [each.snapshot for each in before if is_own(each.snapshot)]
         name = f"{self._names.live}@{new_name(max(own, default=None))}"
-        await interface.snapshot(name)
+        await interface.snapshot(name, properties)
         return name
 
 
-def _check_layout(data_dir: Path) -> None:
+def _kept() -> dict[str, str]:
+    """What keeps a snapshot from being dropped as long as the stream of it may be gone on with, should it be cut."""
+    return {KEPT: f"{time.time() + KEPT_FOR:.0f}"}
+
+
+def _check_one_filesystem(data_dir: Path) -> None:
     """Raises UnsupportedLayout if any of it lies on another filesystem: the snapshot would not be one moment."""
-    datadir.check_layout(data_dir)
     here = data_dir.stat().st_dev
     for directory in (data_dir, data_dir / "pg_tblspc"):
         with contextlib.suppress(FileNotFoundError), os.scandir(directory) as entries:

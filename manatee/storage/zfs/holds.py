@@ -1,6 +1,6 @@
 """Holds through zfs(8), which cannot tie them to a process: each is written down first, and who took it.
 
-A property of the live dataset, `manatee:hold-<tag>`, keeps the snapshot's guid for every hold `manatee-<tag>`: guids
+A property of the live dataset, `manatee:hold-<tag>`, keeps the snapshots' guids for every hold `manatee-<tag>`: guids
 stay when datasets are renamed and snapshots change hands by a promotion, and not every ZFS can list holds. The tag
 names the process, so that what a dead one has held, or a live one could not release, can be told and released.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 import structlog
 
 from manatee.storage.zfs import command
-from manatee.storage.zfs.command import zfs
+from manatee.storage.zfs.command import Dataset, zfs
 from manatee.storage.zfs.errors import Missing, ZfsError
 from manatee.storage.zfs.names import HOLD, Names
 
@@ -28,20 +28,20 @@ _own: set[str] = set()
 @dataclass(frozen=True)
 class Hold:
     tag: str
-    guid: str
-    snapshot: str
+    snapshots: tuple[Dataset, ...]
+
+    @property
+    def guids(self) -> str:
+        return ",".join(each["guid"] for each in self.snapshots)
 
 
-async def take(names: Names, snapshot: str) -> Hold:
-    """Raises Missing if the snapshot is gone."""
-    found = await command.get(snapshot, ("guid",))
-    if found is None:
-        raise Missing(f"{snapshot} does not exist")
-    hold = Hold(f"{os.getpid()}-{_started(os.getpid())}-{next(_numbers)}", found["guid"], snapshot)
+async def take(names: Names, *snapshots: Dataset) -> Hold:
+    """Raises Missing if one of the snapshots is gone."""
+    hold = Hold(f"{os.getpid()}-{_started(os.getpid())}-{next(_numbers)}", snapshots)
     _own.add(hold.tag)
     try:
-        await zfs("set", f"{HOLD}{hold.tag}={hold.guid}", names.live)
-        await zfs("hold", f"manatee-{hold.tag}", snapshot)
+        await zfs("set", f"{HOLD}{hold.tag}={hold.guids}", names.live)
+        await zfs("hold", f"manatee-{hold.tag}", *(each.name for each in snapshots))
     except BaseException:
         await release(names, hold)
         raise
@@ -49,19 +49,20 @@ async def take(names: Names, snapshot: str) -> Hold:
 
 
 async def release(names: Names, hold: Hold) -> None:
-    """Release it, wherever the snapshot has gone meanwhile, and forget it.
+    """Release it, wherever the snapshots have gone meanwhile, and forget it.
 
     What was sent is not worth less for a hold that stays: that is logged, and from now on it is a stale one.
     """
     try:
         try:
-            await _release(hold.tag, hold.snapshot)
+            await zfs("release", f"manatee-{hold.tag}", *(each.name for each in hold.snapshots))
         except Missing:
-            await _release_anywhere(names, hold.tag, hold.guid)
+            await _release_anywhere(names, hold.tag, hold.guids)
         await _forget(names, hold.tag)
     except ZfsError as error:
+        held = [each.name for each in hold.snapshots]
         structlog.get_logger().warning(
-            "a snapshot stays held for now", snapshot=hold.snapshot, hold=f"manatee-{hold.tag}", error=str(error)
+            "snapshots stay held for now", snapshots=held, hold=f"manatee-{hold.tag}", error=str(error)
         )
     finally:
         _own.discard(hold.tag)
@@ -70,35 +71,28 @@ async def release(names: Names, hold: Hold) -> None:
 async def release_stale(names: Names) -> int:
     """Release what processes that are gone have held; how many there were."""
     stale = [
-        (dataset, key, value)
-        for dataset in await datasets(names)
-        for key, value in (await command.local(dataset)).items()
+        (each.name, key, found.value)
+        for each in await command.local_below(names.parent, 2)
+        if names.is_ours(each.name)
+        for key, found in each.properties.items()
         if key.startswith(HOLD) and not _alive(key.removeprefix(HOLD))
     ]
-    for dataset, key, guid in stale:
-        await _release_anywhere(names, key.removeprefix(HOLD), guid)
+    for dataset, key, guids in stale:
+        await _release_anywhere(names, key.removeprefix(HOLD), guids)
         await zfs("inherit", key, dataset)
     return len(stale)
 
 
 async def datasets(names: Names) -> list[str]:
     """The filesystems that are or were this peer's: live, being received, isolated."""
-    beside = [each.name for each in await command.below(names.parent, ()) if "@" not in each.name]
-    isolated = [each.name for each in await command.below(names.isolated, ()) if "@" not in each.name]
-    ours = [name for name in beside if name == names.live or names.is_restoring(name)]
-    return ours + [name for name in isolated if names.is_isolated(name)]
+    return [name for name in await command.tree(names.parent, (), 2) if names.is_ours(name)]
 
 
-async def _release_anywhere(names: Names, tag: str, guid: str) -> None:
-    for dataset in await datasets(names):
-        for each in await command.below(dataset, ("guid",)):
-            if "@" in each.name and each["guid"] == guid:
-                with contextlib.suppress(Missing):
-                    await _release(tag, each.name)
-
-
-async def _release(tag: str, snapshot: str) -> None:
-    await zfs("release", f"manatee-{tag}", snapshot)
+async def _release_anywhere(names: Names, tag: str, guids: str) -> None:
+    for each in (await command.tree(names.parent, ("guid",), 3)).values():
+        if "@" in each.name and names.is_ours(each.filesystem) and each["guid"] in guids.split(","):
+            with contextlib.suppress(Missing):
+                await zfs("release", f"manatee-{tag}", each.name)
 
 
 async def _forget(names: Names, tag: str) -> None:

@@ -6,11 +6,13 @@ with them (creating, cloning, renaming and destroying filesystems).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from manatee.log import Logger
+from manatee.storage.zfs.command import Dataset
 from manatee.storage.zfs.errors import Unusable
 from manatee.storage.zfs.names import Names
 
@@ -51,13 +53,14 @@ class Interface(Protocol):
     def options(self) -> frozenset[Option]:
         """What streams can be asked to hold."""
 
-    async def snapshot(self, snapshot: str) -> None: ...
+    async def snapshot(self, snapshot: str, properties: Mapping[str, str]) -> None:
+        """With user properties."""
 
     async def destroy_snapshot(self, snapshot: str) -> None:
         """Raises Busy (held, or being sent) or HasClones."""
 
-    def held(self, snapshot: str) -> AbstractAsyncContextManager[None]:
-        """For as long as the block lasts nobody can destroy the snapshot; ends with this process at the latest."""
+    def held(self, *snapshots: Dataset) -> AbstractAsyncContextManager[None]:
+        """For as long as the block lasts nobody can destroy them; ends with this process at the latest. By `guid`."""
 
     async def release_stale(self) -> int:
         """Release what processes that are gone have held; how many holds there were."""

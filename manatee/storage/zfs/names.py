@@ -21,6 +21,8 @@ HOLD = "manatee:hold-"
 """User properties of the live dataset: who holds which snapshot, where zfs(8) cannot list holds."""
 SHARED = "manatee:shared-with"
 """User property of a snapshot that another peer has, too: that peer's id."""
+KEPT = "manatee:kept-until"
+"""User property of a snapshot whose stream was cut: seconds since the epoch until which it may be gone on with."""
 FROM = "manatee:from"
 """User property of what is, or was, received: the id of the peer that sent it."""
 
@@ -67,3 +69,7 @@ class Names:
 
     def is_isolated(self, dataset: str) -> bool:
         return re.fullmatch(re.escape(self.isolated) + r"/[^/@]+-[0-9]{13}", dataset) is not None
+
+    def is_ours(self, dataset: str) -> bool:
+        """Whether it is or was this peer's; of what was isolated, it may be another's with the same parent."""
+        return dataset == self.live or self.is_restoring(dataset) or self.is_isolated(dataset)

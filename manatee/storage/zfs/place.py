@@ -18,19 +18,13 @@ from pathlib import Path
 
 from manatee.log import Logger
 from manatee.storage.child import Account
-from manatee.storage.errors import StorageError, UnsupportedLayout
-from manatee.storage.zfs import command, holds
+from manatee.storage.errors import StorageError
+from manatee.storage.zfs import command, picture
 from manatee.storage.zfs.command import Dataset, zfs
 from manatee.storage.zfs.errors import Busy, Denied, Exists, HasClones, Missing, ZfsError
-from manatee.storage.zfs.names import ADOPTING, FROM, NO_BASE, OF, SHARED, Names, is_own
-from manatee.storage.zfs.properties import ADVISED, NEW, carried
-
-_LIVE = (
-    *("guid", "mounted", "mountpoint", "origin", "available", "used", "referenced", "compressratio", "creation"),
-    *("encryption", "keystatus", "keylocation", "receive_resume_token"),
-    *(*ADVISED, OF, ADOPTING, NO_BASE, FROM),
-)
-_SNAPSHOT = ("guid", "creation", "createtxg", "used", "referenced", "userrefs", SHARED)
+from manatee.storage.zfs.names import ADOPTING, NO_BASE, OF, Names, is_own
+from manatee.storage.zfs.picture import Picture
+from manatee.storage.zfs.properties import NEW, carried
 
 
 class Place:
@@ -44,90 +38,82 @@ class Place:
 
     # --- Looking ------------------------------------------------------------------------------------------------
 
-    async def live(self) -> Dataset | None:
-        """The live dataset. Raises StorageError if it cannot be known whether there is one."""
-        found = await command.get(self.names.live, _LIVE)
-        if found is None and await command.get(self.names.parent, ("type",)) is None:
-            raise StorageError(f"{self.names.parent} does not exist: is the pool imported, and storage.dataset right?")
-        return found
+    async def look(self) -> Picture:
+        """Raises StorageError if it cannot be known what there is."""
+        return await picture.look(self.names)
 
-    async def is_mounted(self) -> bool:
+    async def is_mounted(self, seen: Picture) -> bool:
         """Whether the live dataset is there and where it belongs."""
-        found = await self.live()
-        return found is not None and self._mounted(found)
-
-    async def restoring(self) -> list[Dataset]:
-        """What is being received, or was when something died."""
-        found = await command.below(self.names.parent, _LIVE)
-        return [each for each in found if self.names.is_restoring(each.name)]
-
-    async def isolated(self) -> list[Dataset]:
-        """What of this peer was put aside, the oldest first."""
-        found = await command.below(self.names.isolated, _LIVE)
-        ours = [each for each in found if self.names.is_isolated(each.name) and each[OF] == self.names.live]
-        return sorted(ours, key=lambda each: each.name[-13:])
-
-    async def snapshots(self, dataset: str) -> list[Dataset]:
-        """All snapshots of a dataset, the oldest first."""
-        found = [each for each in await command.below(dataset, _SNAPSHOT) if each.filesystem == dataset != each.name]
-        return sorted(found, key=lambda each: (each.number("createtxg"), each.number("creation"), each.name))
+        live = seen.live
+        if live is None or live["mounted"] != "yes" or live["mountpoint"] != str(self.directory):
+            return False
+        return await asyncio.to_thread(_is_root_of_a_filesystem, self.directory)
 
     # --- Making it reachable ------------------------------------------------------------------------------------
 
-    async def open(self) -> bool:
-        """Finish what a death has interrupted, and mount; whether there is a live dataset. Raises StorageError."""
-        found = await self.live()
-        if found is None:
-            marked = [each for each in await self.restoring() if each.local(ADOPTING)]
-            if not marked:
-                return False
-            self._log.warning("going on where a restore was cut short", dataset=marked[-1].name)
-            await self._take_name(marked[-1].name)
-            return True
-        if not self._mounted(found):
-            await self.mount(self.names.live, found)
-        return True
+    async def open(self) -> Picture:
+        """Finish what a death has interrupted, and mount; what there is then. Raises StorageError."""
+        seen = await self.look()
+        if seen.adopting is not None:
+            self._log.warning("going on where a restore was cut short", dataset=seen.adopting.name)
+            await self._take_name(seen.adopting)
+            return await self.look()
+        if seen.live is not None and not await self.is_mounted(seen):
+            await self.mount(seen.live)
+            return await self.look()
+        return seen
 
-    async def create(self) -> None:
+    async def create(self, seen: Picture) -> None:
         """A new dataset, mounted; with what suits a database where the operator has said nothing above it."""
-        suitable = await self.suitable()
+        await self._check_free(self.names.live)
+        suitable = await self.suitable(seen)
         await self.create_unmounted(self.names.live, {**suitable, "mountpoint": str(self.directory)})
         self._log.info("dataset created", dataset=self.names.live, properties=suitable)
-        await self.mount(self.names.live)
+        await self.mount_at(self.names.live, self.directory)
 
     async def create_unmounted(self, dataset: str, options: Mapping[str, str]) -> None:
         wanted = {"canmount": "noauto", **options}
         await zfs("create", *(word for name, value in wanted.items() for word in ("-o", f"{name}={value}")), dataset)
 
-    async def suitable(self) -> dict[str, str]:
+    async def suitable(self, seen: Picture) -> dict[str, str]:
         """The properties of a new dataset: those of the one that it follows, else what suits a database."""
-        before = [await self.live(), *reversed(await self.isolated())]
-        found = next((each for each in before if each is not None), None)
-        if found is not None:
-            return carried(await command.local(found.name))
+        if seen.before is not None:
+            return carried(await command.local(seen.before.name))
         above = await command.get(self.names.parent, NEW)
         return {name: value for name, value in NEW.items() if above is None or above.is_default(name)}
 
-    async def mount(self, dataset: str, found: Dataset | None = None) -> None:
-        """Mount at the directory that is its own. Raises StorageError, with what to do."""
-        found = found or await command.get(dataset, _LIVE)
-        if found is None:
-            raise Missing(f"{dataset} does not exist")
-        if found["mountpoint"] != str(self.directory):
+    async def mount(self, live: Dataset) -> None:
+        """Mount what has, or is about to get, the live name, at the directory. Raises StorageError, with what to do."""
+        if live["mountpoint"] != str(self.directory):
             raise StorageError(
-                f"{dataset} has the mountpoint {found['mountpoint']} and storage.directory is {self.directory}: "
-                f"zfs set mountpoint={self.directory} {dataset}, or correct the setting"
+                f"{live.name} has the mountpoint {live['mountpoint']} and storage.directory is {self.directory}: "
+                f"zfs set mountpoint={self.directory} {live.name}, or correct the setting"
             )
-        if found["mounted"] == "yes":
-            raise StorageError(f"{dataset} is mounted, but {self.directory} is not its root for this process")
+        if live["mounted"] == "yes":
+            raise StorageError(f"{live.name} is mounted, but {self.directory} is not its root for this process")
+        await self._check_free(live.name)
+        if live["keystatus"] == "unavailable":
+            await self.load_key(live)
+        await self.mount_at(self.names.live, self.directory)
+
+    async def _check_free(self, dataset: str) -> None:
         if await asyncio.to_thread(_holds_files, self.directory):
             raise StorageError(
                 f"{dataset} is not mounted and {self.directory} holds files: move them away, they would be hidden"
             )
-        await self.mount_at(dataset, self.directory)
+
+    async def load_key(self, dataset: Dataset) -> None:
+        """Raises StorageError, with what to do, unless the key is where ZFS can read it."""
+        root = dataset["encryptionroot"] if dataset["encryptionroot"] != "-" else dataset.name
+        try:
+            await zfs("load-key", root)
+        except ZfsError as error:
+            raise StorageError(
+                f"the key of {root} cannot be loaded ({error}): zfs load-key {root}, or let its keylocation be a file"
+            ) from error
 
     async def mount_at(self, dataset: str, directory: Path) -> None:
-        """Mount where its mountpoint already says, and let PostgreSQL's user in."""
+        """Mount where its mountpoint already says."""
         try:
             await zfs("mount", dataset)
         except Denied as error:
@@ -139,113 +125,113 @@ class Place:
         if not await asyncio.to_thread(_is_root_of_a_filesystem, directory):
             raise StorageError(f"{dataset} was mounted, but {directory} is not its root: another mount hides it")
 
-    async def unmount(self, dataset: str) -> None:
-        """Raises Busy, in whose words the cause is, when something works in its files for long."""
-        found = await command.get(dataset, ("mounted",))
-        if found is not None and found["mounted"] == "yes":
-            await zfs("unmount", dataset)
-
     # --- The renames --------------------------------------------------------------------------------------------
 
     async def adopt(self, complete: str, prefix: str) -> str | None:
         """Make the complete, unmounted dataset the live one; the name under which the old one is kept, if there was."""
-        await self._make_isolated()
         await zfs("set", f"{ADOPTING}={prefix}", complete)
-        old = await self.isolate(prefix)
-        await self._take_name(complete)
+        seen = await self.look()
+        old = await self._make_way(seen, prefix, base=True) if seen.live is not None else None
+        try:
+            await self._take_name(seen.found[complete])
+        except ZfsError as error:
+            # Nothing is live now, and nothing else will be: a reason that passes must not cost the restore.
+            self._log.warning("what was restored did not take its place: trying again", reason=str(error))
+            await self.open()
+        if old is not None:
+            with contextlib.suppress(ZfsError):  # else `clear` does it
+                await self._retire(old, seen.found[self.names.live])
         return old
 
-    async def _take_name(self, complete: str) -> None:
-        await zfs("rename", complete, self.names.live)
+    async def _take_name(self, complete: Dataset) -> None:
+        await zfs("rename", complete.name, self.names.live)
         await zfs("inherit", ADOPTING, self.names.live)
-        await self.mount(self.names.live)
+        await self.mount(complete)
 
-    async def isolate(self, prefix: str, *, base: bool = True) -> str | None:
-        """Put the live dataset aside; under which name, or None if there is none. Raises Busy if it is in use."""
-        if await self.live() is None:
-            return None
-        await self.check_alone()
-        target = self.names.new_isolated(prefix)
-        await self._make_isolated()
-        await self.unmount(self.names.live)
-        await zfs("set", f"{OF}={self.names.live}", self.names.live)
-        if not base:
-            await zfs("set", f"{NO_BASE}=yes", self.names.live)
-        await zfs("rename", self.names.live, target)
-        await self._retire(target)
+    async def isolate(self, seen: Picture, prefix: str, *, base: bool = True) -> str:
+        """Put the live dataset aside; under which name. Raises Busy if it is in use, UnsupportedLayout."""
+        target = await self._make_way(seen, prefix, base=base)
+        await self._retire(target, seen.found[self.names.live])
         return target
 
-    async def forbid_bases(self) -> None:
-        """Nothing that was isolated so far is built upon."""
-        for each in await self.isolated():
-            await zfs("set", f"{NO_BASE}=yes", each.name)
-
-    async def check_alone(self) -> None:
-        """Raises UnsupportedLayout if other datasets lie below the live one: they would move along with it."""
-        found = await command.below(self.names.live, ())
-        children = [each.name for each in found if "@" not in each.name and each.name != self.names.live]
-        if children:
-            raise UnsupportedLayout(f"{children[0]} lies below {self.names.live}: the data must be in one dataset")
-
-    async def _retire(self, isolated: str) -> None:
-        """It must neither be mounted over the live dataset nor reserve space."""
-        await zfs("set", "mountpoint=none", isolated)
-        found = await command.local(isolated)
-        for name in ("reservation", "refreservation"):
-            if found.get(name, "0") not in ("0", "none"):
-                await zfs("set", f"{name}=none", isolated)
-
-    async def _make_isolated(self) -> None:
-        if await command.get(self.names.isolated, ("type",)) is None:
+    async def _make_way(self, seen: Picture, prefix: str, *, base: bool) -> str:
+        seen.check_alone()
+        live = self.names.live
+        target = self.names.new_isolated(prefix)
+        if self.names.isolated not in seen.found:
             with contextlib.suppress(Exists):  # another peer with the same parent
                 await zfs("create", "-o", "canmount=off", "-o", "mountpoint=none", self.names.isolated)
+        await self._unmount(seen.found[live])
+        if seen.found[live].local(OF) != live:
+            await zfs("set", f"{OF}={live}", live)
+        if not base:
+            await zfs("set", f"{NO_BASE}=yes", live)
+        await zfs("rename", live, target)
+        return target
+
+    async def forbid_bases(self, seen: Picture) -> None:
+        """Nothing that was isolated so far is built upon."""
+        for each in seen.isolated:
+            await zfs("set", f"{NO_BASE}=yes", each.name)
+
+    async def _retire(self, isolated: str, as_it_was: Dataset) -> None:
+        """It must neither reserve space nor be mounted over the live dataset; the mountpoint tells what is done."""
+        for name in ("reservation", "refreservation"):
+            if as_it_was[name] not in ("0", "none", "-"):
+                await zfs("set", f"{name}=none", isolated)
+        await zfs("set", "mountpoint=none", isolated)
+
+    async def _unmount(self, dataset: Dataset) -> None:
+        """Raises Busy, in whose words the cause is, when something works in its files for long."""
+        if dataset["mounted"] == "yes":
+            await zfs("unmount", dataset.name)
 
     # --- What goes ----------------------------------------------------------------------------------------------
 
     async def destroy(self, dataset: str) -> None:
         """A dataset that is isolated or being received. What depends on it and is ours takes over what it needs.
 
-        Raises HasClones for somebody else's clone, StorageError for somebody else's snapshots, Busy for a hold.
+        Raises HasClones for somebody else's clone, StorageError for somebody else's snapshots or what lies below it,
+        Busy for a hold.
         """
-        assert self.names.is_isolated(dataset) or self.names.is_restoring(dataset)
-        found = await command.get(dataset, ("receive_resume_token", "mounted"))
-        if found is None:
-            return
-        if found["receive_resume_token"] not in ("-", ""):
+        if not (self.names.is_isolated(dataset) or self.names.is_restoring(dataset)):
+            raise StorageError(f"{dataset} is neither isolated nor being received: it stays")
+        seen = await self.look()
+        if dataset in seen.found and seen.found[dataset]["receive_resume_token"] not in ("-", ""):
             await zfs("receive", "-A", dataset)
-        while dependent := await self._dependent(dataset):
+            seen = await self.look()
+        if seen.adopting is not None and seen.adopting.name == dataset:
+            raise StorageError(f"{dataset} is complete and nothing else is live: it stays, to take its place")
+        while dependent := seen.dependent(dataset):
             await zfs("promote", dependent)
-        snapshots = await self.snapshots(dataset)
-        held = [each.name for each in snapshots if each.number("userrefs")]
-        if held:
+            seen = await self.look()
+        if dataset not in seen.found:  # a cut stream without a base leaves nothing
+            return
+        snapshots = seen.snapshots(dataset)
+        if held := [each.name for each in snapshots if each.number("userrefs")]:
             raise Busy(f"{held[0]} is held (zfs holds), or being sent")
-        foreign = [each.snapshot for each in snapshots if not is_own(each.snapshot)]
-        if foreign:
+        if foreign := [each.snapshot for each in snapshots if not is_own(each.snapshot)]:
             raise StorageError(f"{dataset} stays: its snapshot @{foreign[0]} is not Manatee's; destroy it by hand")
-        with contextlib.suppress(Missing):  # a cut stream without a base leaves nothing
-            await self.unmount(dataset)
+        if child := seen.below(dataset):
+            raise StorageError(f"{dataset} stays: {child} lies below it and is not Manatee's; destroy it by hand")
+        with contextlib.suppress(Missing):
+            await self._unmount(seen.found[dataset])
             await zfs("destroy", "-r", dataset)
 
-    async def _dependent(self, dataset: str) -> str | None:
-        """Which of our datasets was cloned from the newest of its snapshots that have clones."""
-        ages = {each.name: age for age, each in enumerate(await self.snapshots(dataset))}
-        ours = [await command.get(name, ("origin",)) for name in await holds.datasets(self.names)]
-        depending = [each for each in ours if each is not None and each["origin"] in ages]
-        return max(depending, key=lambda each: ages[each["origin"]]).name if depending else None
-
-    async def clear(self, *, spare: str | None = None) -> int:
-        """Destroy what is being received, all but `spare`; how many there were."""
-        doomed = [each.name for each in await self.restoring() if each.name != spare]
+    async def clear(self, seen: Picture, *, spare: str | None = None) -> int:
+        """Destroy what is being received, all but `spare` and what is to become live; how many there were."""
+        spared = (spare, seen.adopting.name if seen.adopting else None)
+        doomed = [each.name for each in seen.restoring if each.name not in spared]
         for name in doomed:
             await self.destroy(name)
-        for each in await self.isolated():
+        for each in seen.isolated:
             if each["mountpoint"] == str(self.directory):
-                await self._retire(each.name)  # cut short after the rename
+                await self._retire(each.name, each)  # cut short after the rename
         return len(doomed)
 
     async def drop_isolated(self, keep: int) -> int:
         """Destroy what was put aside, all but the newest `keep`. What cannot go stays, with a warning."""
-        found = await self.isolated()
+        found = (await self.look()).isolated
         dropped = 0
         for each in found[: max(0, len(found) - keep)]:
             try:
@@ -268,13 +254,6 @@ class Place:
                 await zfs("set", f"{name}={value}", dataset)
             except ZfsError as error:
                 self._log.warning("a property was not carried over", dataset=dataset, property=name, reason=str(error))
-
-    def _mounted(self, found: Dataset) -> bool:
-        return (
-            found["mounted"] == "yes"
-            and found["mountpoint"] == str(self.directory)
-            and _is_root_of_a_filesystem(self.directory)
-        )
 
     def own_directory(self) -> None:
         """The root of the new dataset is PostgreSQL's, as `initdb` and PostgreSQL expect."""

@@ -11,8 +11,10 @@ import asyncio
 import contextlib
 import os
 import threading
-from collections.abc import AsyncIterator, Mapping
+import time
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from manatee.storage import Offer, datadir, pipe
@@ -20,12 +22,16 @@ from manatee.storage.child import Account
 from manatee.storage.datadir import Identity
 from manatee.storage.errors import NoDatabase, NoSpace, ReceiveFailed, StorageError
 from manatee.storage.zfs import command
-from manatee.storage.zfs.command import Dataset, zfs
+from manatee.storage.zfs.command import zfs
 from manatee.storage.zfs.errors import ZfsError
 from manatee.storage.zfs.interface import Interface, Moving
-from manatee.storage.zfs.names import FROM, NO_BASE, SHARED, is_own
+from manatee.storage.zfs.names import FROM, OF, SHARED
+from manatee.storage.zfs.picture import Picture
 from manatee.storage.zfs.place import Place
 
+FREED_WITHIN = 60.0
+"""Seconds for which a pool may give back space before it is taken for too small."""
+_GLANCE = 0.5
 _ROOM = 1.02
 """Metadata take a little more than the stream."""
 _FULL = ("out of space", "no space", "quota")
@@ -35,22 +41,42 @@ class Refused(ReceiveFailed):
     """ZFS takes the stream for unusable here: asking for the same again is pointless."""
 
 
+@dataclass(frozen=True)
+class Target:
+    """The dataset that is received into."""
+
+    name: str
+    scratch: Path
+    """Where it is looked at before anybody else can: not in the way of the live data."""
+    dressed: bool
+    """It is there already, with the properties that it is to have."""
+    over: bool = False
+    """It is there and empty: nothing of it counts but its properties."""
+
+
 class Receiving:
     """`manatee.storage.Receiving` into `target`."""
 
     def __init__(
-        self, place: Place, target: str, offer: Offer, moving: Moving, fd: int, owner: Account | None, state_dir: Path
+        self,
+        place: Place,
+        target: Target,
+        offer: Offer,
+        moving: Moving,
+        fd: int,
+        owner: Account | None,
     ) -> None:
         self.fd = fd
         self.adopted = False
         self.refused = False
         self._place = place
-        self._target = target
+        self._target = target.name
+        self._dressed = target.dressed
+        self._scratch = target.scratch
         self._offer = offer
         self._sender = offer.detail.get("peer")
         self._moving = moving
         self._owner = owner
-        self._scratch = scratch(state_dir, target)
         self._open = True
         self._given_up = threading.Event()
         self._adoption: asyncio.Task[str | None] | None = None
@@ -69,30 +95,34 @@ class Receiving:
     async def _check(self) -> Identity:
         """Look at the data where nobody else does, and make them fit to be started."""
         place, target = self._place, self._target
-        found = await command.get(target, ("canmount", "mountpoint"))
-        if found is None or (found["canmount"], found["mountpoint"]) != ("noauto", str(self._scratch)):
-            await place.dress(target, {"canmount": "noauto", **await place.suitable()})
-            await self._load_key()
-            await zfs("set", f"mountpoint={self._scratch}", target)
+        if not self._dressed:
+            await self._dress()
+        await place.mount_at(target, self._scratch)
         try:
-            await place.mount_at(target, self._scratch)
             here = await asyncio.to_thread(self._finish)
         finally:
-            await asyncio.shield(asyncio.create_task(self._put_down()))
+            await asyncio.shield(asyncio.create_task(zfs("unmount", target)))
         await zfs("set", f"mountpoint={place.directory}", target)
         if self._sender:
             await zfs("set", f"{SHARED}={self._sender}", f"{target}@{self._offer.snapshot}")
         return here
 
-    async def _put_down(self) -> None:
-        await self._place.unmount(self._target)
-        with contextlib.suppress(OSError):
-            self._scratch.rmdir()
-
-    async def _load_key(self) -> None:
-        found = await command.get(self._target, ("keystatus", "keylocation"))
-        if found is not None and found["keystatus"] == "unavailable":
-            await zfs("load-key", self._target)
+    async def _dress(self) -> None:
+        """Give it the properties that it could not be made with, and its key."""
+        place, target = self._place, self._target
+        seen = await place.look()
+        found = seen.found[target]
+        await place.dress(target, {"canmount": "noauto", **await place.suitable(seen)})
+        if found["keystatus"] == "unavailable":
+            location = await keylocation(seen)
+            try:
+                if location is not None and found["encryptionroot"] == target:
+                    await zfs("set", f"keylocation={location}", target)
+                await place.load_key(found)
+            except StorageError as error:
+                self.refused = True
+                raise Refused(f"the stream is encrypted: {error}") from error
+        await zfs("set", f"mountpoint={self._scratch}", target)
 
     def _finish(self) -> Identity:
         data = self._scratch / "data"
@@ -101,7 +131,7 @@ class Receiving:
         except NoDatabase as error:
             raise ReceiveFailed(f"the stream held no database: {error}") from error
         datadir.check_layout(data)
-        datadir.remove_leftovers(data)
+        datadir.mark_restored(data)
         self._make_own(data)
         datadir.sync_directory(data)
         return here
@@ -137,6 +167,8 @@ class Receiving:
         if self._adoption is not None:
             await asyncio.wait([self._adoption])
             self.adopted = self._adoption.exception() is None
+        with contextlib.suppress(OSError):
+            self._scratch.rmdir()
 
     def close(self) -> None:
         if self._open:
@@ -144,41 +176,78 @@ class Receiving:
             os.close(self.fd)
 
 
-async def check_room(place: Place, offer: Offer) -> None:
-    """Raises NoSpace. With compression on both ends the room that the data take there says more than their stream."""
-    above = await command.get(place.names.parent, ("available", "compression"))
-    if above is None:
-        raise ReceiveFailed(f"{place.names.parent} does not exist: is the pool imported, and storage.dataset right?")
-    space = offer.detail.get("space", "")
-    need = offer.size if above["compression"] == "off" or not space.isdecimal() else int(space)
-    free = above.number("available")
-    if need is not None and need * _ROOM > free:
-        raise NoSpace(f"the snapshot needs about {need >> 20} MiB and {place.names.parent} has {free >> 20} MiB free")
+async def check_room(place: Place, seen: Picture, offer: Offer) -> None:
+    """Raises NoSpace. With compression on both ends the room that the data take there says more than their stream.
 
-
-async def prepare_new(place: Place, target: str, options: Mapping[str, str], *, raw: bool) -> bool:
-    """Make `target`, empty, so that what is received is written as its properties say; whether that could be done.
-
-    A stream can be received over neither an encrypted dataset nor, if it is a raw one, over any.
+    What was destroyed just now is given back little by little.
     """
-    above = await command.get(place.names.parent, ("encryption",))
-    if raw or (above is not None and above["encryption"] not in ("-", "off")):
-        return False
-    await zfs("create", *_options(options), target)
-    return True
+    space = "" if offer.continues else offer.detail.get("space", "")
+    need = offer.size if seen.parent["compression"] == "off" or not space.isdecimal() else int(space)
+    free, ends = seen.parent.number("available"), time.monotonic() + FREED_WITHIN
+    while need is not None and need * _ROOM > free:
+        if time.monotonic() > ends or not await command.is_freeing(place.names.parent.partition("/")[0]):
+            raise NoSpace(
+                f"the snapshot needs about {need >> 20} MiB and {place.names.parent} has {free >> 20} MiB free"
+            )
+        await asyncio.sleep(_GLANCE)
+        free = (await place.look()).parent.number("available")
 
 
-async def prepare_base(place: Place, target: str, options: Mapping[str, str], guid: str) -> None:
+async def prepare(place: Place, seen: Picture, offer: Offer, state_dir: Path) -> Target:
+    """Make what the stream is received into, as far as it can be. Raises ReceiveFailed."""
+    name = place.names.new_restoring()
+    options = {
+        **await place.suitable(seen),
+        "canmount": "noauto",
+        "mountpoint": str(scratch(state_dir, name)),
+        OF: place.names.live,
+        **({FROM: offer.detail["peer"]} if "peer" in offer.detail else {}),
+    }
+    words = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
+    if offer.detail.get("form") == "increment":
+        await _prepare_base(seen, name, words, offer.detail.get("base", ""))
+        return Target(name, scratch(state_dir, name), dressed=True)
+    # A stream can be received over neither an encrypted dataset nor, if it is a raw one, over any.
+    over = not (offer.detail.get("raw") == "yes" or seen.parent.encrypted)
+    check_encryption(seen, encrypted=not over)
+    if over:
+        await zfs("create", *words, name)
+    return Target(name, scratch(state_dir, name), dressed=over, over=over)
+
+
+async def _prepare_base(seen: Picture, target: str, options: Sequence[str], guid: str) -> None:
     """Make `target` a dataset whose newest snapshot is the one with this guid. Raises ReceiveFailed if it is gone."""
-    base = await find_base(place, guid)
+    base = next((each for each in seen.bases() if each["guid"] == guid), None)
     if base is None:
         raise ReceiveFailed("the snapshot that the difference builds on is no longer here")
-    await zfs("clone", *_options(options), base.name, target)
+    check_encryption(seen, encrypted=seen.found[base.filesystem].encrypted)
+    await zfs("clone", *options, base.name, target)
     await zfs("promote", target)
 
 
+def check_encryption(seen: Picture, *, encrypted: bool) -> None:
+    """Raises ReceiveFailed if data that are encrypted would be replaced by data that are not."""
+    before = seen.before
+    if before is not None and before.encrypted and not encrypted:
+        raise ReceiveFailed(
+            f"{before.name} is encrypted and what would take its place would not be: move it below an encrypted "
+            "parent (storage.dataset), or encrypt the sender's dataset and give this one a keylocation that is a file, "
+            "so that the stream can be a raw one"
+        )
+
+
+async def keylocation(seen: Picture) -> str | None:
+    """Where the key of an encrypted stream is likely to be, if ZFS can read it by itself."""
+    for each in (seen.before, seen.parent):
+        if each is not None and each.encrypted:
+            root = seen.found.get(each["encryptionroot"])
+            found = root or await command.get(each["encryptionroot"], ("keylocation",))
+            if found is not None and "://" in found["keylocation"]:
+                return found["keylocation"]
+    return None
+
+
 def scratch(state_dir: Path, target: str) -> Path:
-    """Where what is being received is looked at: nobody else's business, and not in the way of the live data."""
     return state_dir / f"restoring-{target[-13:]}"
 
 
@@ -189,32 +258,9 @@ def remove_scratch(state_dir: Path) -> None:
             left.rmdir()
 
 
-async def options_for(place: Place, target: str, state_dir: Path, sender: str | None) -> dict[str, str]:
-    """The properties of what is being received."""
-    options = {**await place.suitable(), "canmount": "noauto", "mountpoint": str(scratch(state_dir, target))}
-    return {**options, FROM: sender} if sender else options
-
-
-def _options(options: Mapping[str, str]) -> list[str]:
-    return [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
-
-
-async def find_base(place: Place, guid: str) -> Dataset | None:
-    """Where the snapshot with this guid is."""
-    return next((each for each in await bases(place) if each["guid"] == guid), None)
-
-
-async def bases(place: Place) -> list[Dataset]:
-    """Our own snapshots that a difference may build on, the newest first."""
-    live = await place.live()
-    holders = [each for each in (live, *await place.isolated()) if each is not None and not each.local(NO_BASE)]
-    found = [each for holder in holders for each in await place.snapshots(holder.name) if is_own(each.snapshot)]
-    return sorted(found, key=lambda each: each.snapshot, reverse=True)
-
-
 @asynccontextmanager
 async def receiving(
-    interface: Interface, place: Place, offer: Offer, target: str, *, over: bool, owner: Account | None, state_dir: Path
+    interface: Interface, place: Place, offer: Offer, target: Target, owner: Account | None
 ) -> AsyncIterator[Receiving]:
     """Receive into `target`; when the block is left, nothing of it runs any more."""
     read, write = pipe.open_pipe()
@@ -222,10 +268,10 @@ async def receiving(
     taken: Receiving | None = None
     try:
         raw = offer.detail.get("raw") == "yes"
-        async with interface.receive(f"{target}@{offer.snapshot}", read, raw=raw, over=over) as moving:
+        async with interface.receive(f"{target.name}@{offer.snapshot}", read, raw=raw, over=target.over) as moving:
             os.close(read)
             read = -1
-            taken = Receiving(place, target, offer, moving, write, owner, state_dir)
+            taken = Receiving(place, target, offer, moving, write, owner)
             try:
                 yield taken
             finally:
@@ -235,9 +281,3 @@ async def receiving(
             os.close(read)
         if taken is None:
             os.close(write)
-
-
-async def leave(place: Place, target: str) -> None:
-    """Take away what was not adopted; what cannot be is for `clear_leftovers`."""
-    with contextlib.suppress(StorageError):
-        await place.destroy(target)

@@ -28,6 +28,8 @@ class Cut:
     snapshot: str
     """In full, by the sender's name of then."""
     guid: str
+    base: str | None
+    """The guid of the snapshot that it builds on."""
 
 
 async def read_token(token: str) -> Cut | None:
@@ -38,8 +40,9 @@ async def read_token(token: str) -> Cut | None:
         said = await zfs("send", "-nvt", token)
     except ZfsError:
         return None
-    name, guid = re.search(r"toname = (\S+)", said), re.search(r"toguid = (?:0x)?([0-9a-f]+)", said)
-    return Cut(name[1], str(int(guid[1], 16))) if name and guid else None
+    name = re.search(r"toname = (\S+)", said)
+    guids = {key: str(int(value, 16)) for key, value in re.findall(r"(toguid|fromguid) = (?:0x)?([0-9a-f]+)", said)}
+    return Cut(name[1], guids["toguid"], guids.get("fromguid")) if name and "toguid" in guids else None
 
 
 def base_for(wanted: Mapping[str, str], snapshots: Sequence[Dataset]) -> Dataset | None:
@@ -48,16 +51,19 @@ def base_for(wanted: Mapping[str, str], snapshots: Sequence[Dataset]) -> Dataset
     return next((each for each in reversed(snapshots) if is_own(each.snapshot) and each["guid"] in theirs), None)
 
 
-def options_for(wanted: Mapping[str, str], live: Dataset, able: frozenset[Option]) -> frozenset[Option]:
+def options_for(
+    wanted: Mapping[str, str], live: Dataset, base: Dataset | None, able: frozenset[Option]
+) -> frozenset[Option]:
     """What both ends understand and these data have any use for."""
     theirs = set(wanted.get("accepts", "").split(","))
     common = {option for option in able if option in theirs}
-    if live["encryption"] in ("-", "off"):
+    # A raw difference needs a base that was received raw as well: its initialization vectors are the same then.
+    if not live.encrypted or (base is not None and base["ivsetguid"] not in wanted.get("ivsets", "").split(",")):
         common.discard("raw")
-    if live["compression"].startswith("zstd") and "zstd" not in theirs:
-        common.discard("compressed")
     if "raw" in common:
         return frozenset({"raw"})  # the data as they lie on the disk: compressed, large and embedded as they are
+    if live["compression"].startswith("zstd") and "zstd" not in theirs:
+        common.discard("compressed")
     return frozenset(common)
 
 
@@ -117,14 +123,23 @@ async def sending(interface: Interface, order: Order, offer: Offer, timeout: flo
 
 
 def offered(
-    order: Order, identity: Identity, size: int | None, *, space: int | None, base: Dataset | None, peer: str
+    order: Order,
+    identity: Identity,
+    size: int | None,
+    *,
+    sent: Dataset,
+    base: Dataset | None,
+    peer: str,
+    encrypted: bool,
 ) -> Offer:
     """The offer of a stream by `peer`, with what only the other end's driver reads."""
     detail = {"form": "rest" if order.token else "increment" if base else "full", "peer": peer}
-    if base is not None:
+    if detail["form"] == "increment" and base is not None:
         detail["base"] = base["guid"]
-    if space is not None:
-        detail["space"] = str(space)
+    if detail["form"] == "full":
+        detail["space"] = sent["referenced"]
+    if encrypted:
+        detail["encrypted"] = "yes"
     if "raw" in order.options:
         detail["raw"] = "yes"
     return Offer(DRIVER, order.snapshot.rpartition("@")[2], identity, size, detail, continues=order.token is not None)
