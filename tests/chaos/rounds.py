@@ -25,16 +25,16 @@ from tests.chaos.checker import Finding, Stale, Tables
 from tests.chaos.chronicle import Chronicle, flapping
 from tests.chaos.faults import FAULTS, Inapplicable
 from tests.chaos.history import Operation, operations
-from tests.chaos.lab import Lab
+from tests.chaos.lab import SLOWNESS, Lab
 from tests.chaos.schedule import ROUND, Strike, schedule
 from tests.chaos.topology import NetworkFailed
 
-RECOVERY = 60.0
+RECOVERY = 60.0 * SLOWNESS
 """Seconds after the last healing within which the shard must take writes."""
-ELECTION = 120.0
+ELECTION = 120.0 * SLOWNESS
 """Seconds within which ZooKeeper must have a leader again. That is its own affair: after a partition its servers may
 take a minute to dial each other anew. The shard's time runs from then on."""
-SETTLE = 150.0
+SETTLE = 150.0 * SLOWNESS
 """Seconds within which it must be complete after that."""
 REBUILDS = 3
 """How often the operator rebuilds a peer before that is a finding."""

@@ -13,11 +13,11 @@ from manatee.cluster import ClusterState, Peer
 from tests.chaos import operator
 from tests.chaos.ensemble import NODES
 from tests.chaos.history import Operation, operations
-from tests.chaos.lab import Lab, kill
+from tests.chaos.lab import SLOWNESS, Lab, kill
 from tests.chaos.rounds import Result, settle, takes_writes
 from tests.chaos.topology import between
 
-PATIENCE = 90.0
+PATIENCE = 90.0 * SLOWNESS
 """Seconds for anything to come about: the machine may be busy."""
 
 
