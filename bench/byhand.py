@@ -17,8 +17,9 @@ import psutil
 import psycopg
 
 from bench import network
+from bench.machine import programs
 from demo.directory import run_directory
-from demo.postgresql import Installation, choose, unprivileged_user, within_reach
+from demo.postgresql import Installation, unprivileged_user, within_reach
 from demo.process import Child, alive
 from demo.shard import POSTGRESQL_CONF, as_toml
 from manatee.cluster import application_name
@@ -175,13 +176,13 @@ class Server:
 
 
 @asynccontextmanager
-async def chain(part: int, postgresql: Installation | None = None) -> AsyncIterator[list[Server]]:
+async def chain(part: int) -> AsyncIterator[list[Server]]:
     """Primary, sync and async, running, on their part of the network."""
     user = unprivileged_user()
     with run_directory(readable_by=user) as directory:
-        programs = within_reach(postgresql or choose(), user, directory)
+        postgresql = within_reach(programs(), user, directory)
         servers = [
-            Server(directory / f"server{number}", ip, programs, user)
+            Server(directory / f"server{number}", ip, postgresql, user)
             for number, ip in enumerate(network.peers(part), 1)
         ]
         try:

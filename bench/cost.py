@@ -11,11 +11,10 @@ import re
 import click
 
 from bench import byhand
-from bench.machine import machine
-from bench.outage.manatee import SESSION_TIMEOUT, Manatee
+from bench.machine import machine, programs
+from bench.outage.manatee import Manatee
 from bench.page import table
 from bench.results import OURS, Row, Section
-from demo.postgresql import choose
 
 PART = 6
 CLIENTS = 4
@@ -36,7 +35,7 @@ clusters run all the time and take turns; what three idle sitters cost meanwhile
 async def measure(rounds: int, seconds: int = SECONDS) -> Section:
     on = machine()
     found: dict[str, list[float]] = {OURS: [], "by-hand": []}
-    async with Manatee("Manatee", SESSION_TIMEOUT).cluster() as shard, byhand.chain(PART) as servers:
+    async with Manatee("Manatee").cluster() as shard, byhand.chain(PART) as servers:
         primary, _ = await shard.whole()
         addresses = {OURS: primary, "by-hand": servers[0].ip}
         for address in addresses.values():
@@ -62,7 +61,7 @@ async def measure(rounds: int, seconds: int = SECONDS) -> Section:
 async def _pgbench(address: str, *words: str) -> str:
     """Its standard output. Raises RuntimeError if it fails."""
     process = await asyncio.create_subprocess_exec(
-        choose().bin_dir / "pgbench",
+        programs().bin_dir / "pgbench",
         *(*words, "-h", address, "-U", "postgres", "postgres"),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,

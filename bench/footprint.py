@@ -20,13 +20,12 @@ import click
 import psutil
 import psycopg
 
-from bench.machine import machine
+from bench.machine import machine, programs
 from bench.outage.contestant import Daemons
 from bench.outage.measure import ENTRIES, TOGETHER, writing
 from bench.outage.patroni import VERSION
 from bench.page import table
 from bench.results import OURS, Row, Section
-from demo.postgresql import choose
 from demo.zookeeper import four_letters
 
 NAMES = (OURS, *TOGETHER)
@@ -190,7 +189,7 @@ async def _committing(address: str, seconds: float) -> AsyncIterator[None]:
     script = b"INSERT INTO load VALUES (1);\n"
     words = ("-h", address, "-U", "postgres", "-n", "-c", "8", "-R", str(COMMITS), "-T", str(round(seconds)), "-f", "-")
     process = await asyncio.create_subprocess_exec(
-        choose().bin_dir / "pgbench",
+        programs().bin_dir / "pgbench",
         *(*words, "postgres"),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.DEVNULL,

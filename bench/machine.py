@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 from bench.results import Machine
-from demo.postgresql import choose
+from demo.postgresql import Installation, choose
 from demo.zookeeper import JARS
 
 ROOT = Path(__file__).parents[1]
@@ -47,9 +47,18 @@ def machine(**versions: str) -> Machine:
     )
 
 
+def programs() -> Installation:
+    """The PostgreSQL that is measured: the preferred one, or that of the major version `$BENCH_POSTGRESQL`.
+
+    Raises demo.postgresql.NoPostgreSQL.
+    """
+    major = os.environ.get("BENCH_POSTGRESQL")
+    return choose(int(major) if major else None)
+
+
 def postgresql() -> str:
-    """The version of the PostgreSQL that is measured."""
-    said = subprocess.run([choose().bin_dir / "postgres", "--version"], capture_output=True, text=True, check=True)
+    """Its version."""
+    said = subprocess.run([programs().bin_dir / "postgres", "--version"], capture_output=True, text=True, check=True)
     return said.stdout.split()[2]
 
 

@@ -43,7 +43,7 @@ def table(section: Section) -> list[str]:
         "| --- |" + " ---: |" * len(columns),
     ]
     for row in section.rows.values():
-        cells = [f"{row.what}, {row.unit}", *(_cell(row, key) for key in columns)]
+        cells = [f"{row.what}, {row.unit}".removesuffix(", "), *(_cell(row, key) for key in columns)]
         lines += [f"| {' | '.join(cells)} |"]
     return lines
 

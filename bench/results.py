@@ -92,13 +92,15 @@ class Results(_Document):
 
 
 def differences(before: Section, now: Section) -> list[str]:
-    """Which medians lie outside the spread recorded before, a line each; compared as the table shows them."""
+    """Which medians lie outside the spread recorded before, a line each; compared as the table shows them.
+
+    A figure of which one value is recorded has no spread, and is left out.
+    """
     found = []
     for key, row in now.rows.items():
         recorded = before.rows.get(key)
         for column in row.values:
-            if recorded is None or not recorded.values.get(column):
-                found.append(f"{row.what}, {now.columns[column]}: not recorded before")
+            if recorded is None or len(recorded.values.get(column, ())) < 2:
                 continue
             least, most = (round(value, row.digits) for value in recorded.spread(column))
             median = round(row.median(column), row.digits)

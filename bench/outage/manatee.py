@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import psutil
 
 from bench import network
+from bench.machine import programs
 from bench.outage import spans
-from demo.postgresql import Installation
 from demo.shard import LocalPeer, LocalShard, script
 
 PART = 1
@@ -23,9 +23,6 @@ SESSION_TIMEOUT = 4.0
 @dataclass(frozen=True)
 class Manatee:
     name: str
-    session_timeout: float = SESSION_TIMEOUT
-    postgresql: Installation | None = None
-    """The preferred one unless given."""
 
     @asynccontextmanager
     async def cluster(self) -> AsyncIterator[Cluster]:
@@ -33,8 +30,8 @@ class Manatee:
             network.peers(PART),
             name="bench",
             zookeeper=(network.address(PART, 1), 2181),
-            postgresql=self.postgresql,
-            session_timeout=self.session_timeout,
+            postgresql=programs(),
+            session_timeout=SESSION_TIMEOUT,
             # As Patroni with use_pg_rewind: who was stopped in the middle of a write comes back by itself.
             overrides={"postgres": {"rejoin": "rewind"}},
         )

@@ -24,8 +24,9 @@ import aiohttp
 import psutil
 
 from bench import network
+from bench.machine import programs
 from demo.directory import run_directory
-from demo.postgresql import choose, unprivileged_user, within_reach
+from demo.postgresql import unprivileged_user, within_reach
 from demo.process import Child, alive
 from demo.zookeeper import ZooKeeperServer
 
@@ -54,7 +55,7 @@ class Patroni:
         user = unprivileged_user()
         with run_directory(readable_by=user) as directory:
             packages = _install()
-            bin_dir = within_reach(choose(), user, directory).bin_dir
+            bin_dir = within_reach(programs(), user, directory).bin_dir
             async with ZooKeeperServer(directory / "zookeeper", address=network.address(self.part, 1)) as zookeeper:
                 members = [
                     _Member(ip, directory / f"member{n}", packages, user)

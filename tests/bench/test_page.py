@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-from bench import decide, footprint
+from bench import bootstrap, decide, footprint
 from bench.outage.deeds import EVENTS
 from bench.page import TITLES, page, table
 from bench.results import OURS, Machine, Results, Row, Section, differences
@@ -83,12 +83,20 @@ def test_a_median_outside_the_recorded_spread_is_named_and_one_inside_is_not() -
     before = outage(0.2, 0.3, 0.4, patroni=[20.0, 21.0])
     assert differences(before, outage(0.1, 0.4, 0.9, patroni=[20.5])) == []
     assert differences(before, outage(0.404)) == []  # as the table shows it
+    assert differences(outage(0.2), outage(0.3)) == []  # one value has no spread
     (line,) = differences(before, outage(0.2, 0.5, 0.5, patroni=[20.5]))
     assert line == "SIGKILL of a peer, Manatee: 0.50 s, recorded 0.30 (0.20 to 0.40)"
 
 
 def test_every_target_is_about_something_that_is_measured() -> None:
-    measured: dict[str, Collection[str]] = {"outage": EVENTS, "footprint": footprint.ROWS, "decide": decide.cases()}
+    run = dict.fromkeys((*bootstrap.PHASES, "bytes", "seconds", "memory", "processor"), 1.0)
+    way = bootstrap.Way(seconds=[1.0], bytes=1.0, runs=[run])
+    measured: dict[str, Collection[str]] = {
+        "outage": EVENTS,
+        "footprint": footprint.ROWS,
+        "decide": decide.cases(),
+        "bootstrap": bootstrap.Measured(way, way, way, way).section("zfs", 1).rows,
+    }
     for target in TARGETS:
-        assert target.row in measured.get(target.section, (target.row,))
+        assert target.row in measured[target.section]
         assert target.section in TITLES
