@@ -184,9 +184,12 @@ class Shard:
         return self.present(source) and any(peer.id == source.id for peer in self.state.assigned)
 
     def vouched_for(self, upstream: Peer) -> bool:
-        """Proof of this generation says that our data are a prefix of its primary's: it may be followed at once."""
+        """Proof of this generation says that our data are a prefix of its primary's: who follows another link of the
+        chain, and so has compared with that, may follow the primary instead at once.
+        """
         proofs = self.view.memory.proof, self.proof_of(upstream)
-        return self.leads(upstream) and self.serving(upstream) and min(proofs) >= self.state.generation
+        leads = self.leads(upstream) and self.serving(upstream)
+        return leads and self.followed is not None and min(proofs) >= self.state.generation
 
     def link_to(self, upstream: Peer) -> Link | None:
         """How our WAL compared with this upstream's under this generation."""

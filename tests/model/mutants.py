@@ -257,11 +257,6 @@ MUTANTS = [
         "    if True:\n",
     ),
     Mutant(
-        "the primary followed uncompared without proof",
-        "and min(proofs) >= self.state.generation\n",
-        "and max(proofs) >= self.state.generation\n",
-    ),
-    Mutant(
         "compared while WAL still comes from elsewhere",
         "None if shard.strays else _comparison(shard, upstream)",
         "_comparison(shard, upstream)",
