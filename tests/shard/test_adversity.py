@@ -34,7 +34,8 @@ STATE = "/manatee/test/state"
 @pytest.mark.slow
 async def test_no_setting_of_a_superuser_loosens_a_promise_or_stops_the_shard() -> None:
     """ALTER SYSTEM is undone within seconds, ALTER ROLE blocks no takeover, a raised setting pauses no sync."""
-    async with shard_of(3) as shard, writing(shard) as writer:
+    patient = {"sitter": {"evict_dead": False}}  # a sitter is restarted here by SIGKILL
+    async with shard_of(3, overrides=patient) as shard, writing(shard) as writer:
         before = await complete(shard)
         primary, sync = primary_of(shard, before), sync_of(shard, before)
         names = await ask(primary, f"show {NAMES}")

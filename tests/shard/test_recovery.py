@@ -43,8 +43,10 @@ async def test_a_dead_postmaster_is_restarted_in_place() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("role", ["primary", "sync", "async"])
 async def test_a_killed_sitter_that_comes_back_in_time_changes_nothing(role: str) -> None:
-    """SIGKILL of the sitter takes its PostgreSQL along; it is started again below the session timeout."""
-    async with shard_of(3) as shard, writing(shard) as writer:
+    """SIGKILL of the sitter takes its PostgreSQL along; it is started again below the session timeout. Nobody may have
+    taken it for dead before."""
+    patient = {"sitter": {"evict_dead": False}}
+    async with shard_of(3, overrides=patient) as shard, writing(shard) as writer:
         before = await complete(shard)
         assert before.state is not None
         peer = shard.peer(dict(zip(("primary", "sync", "async"), before.state.assigned, strict=True))[role].id)
