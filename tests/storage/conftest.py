@@ -52,18 +52,18 @@ def any_postgresql(postgres_user: str | None, shared_directory: Path) -> Install
     return within_reach(choose(), postgres_user, shared_directory)
 
 
-NewPeer = Callable[[], Peer]
+NewPeer = Callable[..., Peer]
 
 
 @pytest.fixture
 def new_peer(
     pool: tuple[str, Path], interface: str, postgres_user: str | None, any_postgresql: Installation
 ) -> Iterator[NewPeer]:
-    """Makes peers; their datasets are destroyed at the end."""
+    """Makes peers, with such properties of their parents as are given; their datasets are destroyed at the end."""
     made: list[Peer] = []
 
-    def make() -> Peer:
-        made.append(Peer(*pool, interface, postgres_user, any_postgresql.bin_dir))
+    def make(*properties: str) -> Peer:
+        made.append(Peer(*pool, interface, postgres_user, any_postgresql.bin_dir, properties))
         return made[-1]
 
     yield make

@@ -9,7 +9,7 @@ import os
 import struct
 import subprocess
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -26,7 +26,9 @@ _numbers = itertools.count(1)
 class Peer:
     """Settings and a storage; `<pool>/<number>/manatee` is its dataset, mounted at `<directory>/store`."""
 
-    def __init__(self, pool: str, directory: Path, interface: str, user: str | None, bin_dir: Path) -> None:
+    def __init__(
+        self, pool: str, directory: Path, interface: str, user: str | None, bin_dir: Path, options: Sequence[str] = ()
+    ) -> None:
         number = next(_numbers)
         self.parent = f"{pool}/{number}"
         self.dataset = f"{self.parent}/manatee"
@@ -51,10 +53,15 @@ class Peer:
             {f'user = "{user}"' if user else ""}
             socket_dir = "{self.directory}"
             """)
-        zfs.run("zfs", "create", "-o", "mountpoint=none", "-o", "canmount=off", self.parent)
+        properties = ("mountpoint=none", "canmount=off", *options)
+        zfs.run("zfs", "create", *(word for each in properties for word in ("-o", each)), self.parent)
         self.settings: Settings = load(self.path)
         self.storage: Storage = open_storage(self.settings)
         self.data = self.settings.storage.data_dir
+
+    def restart(self) -> None:
+        """Forget what only a running process knows."""
+        self.storage = open_storage(self.settings)
 
     async def fill(self, size: int = 100_000, identity: Identity = IDENTITY) -> Peer:
         """What looks like a database, with `size` bytes in it."""

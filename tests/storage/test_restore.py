@@ -7,6 +7,8 @@ import os
 import pytest
 
 from demo import zfs
+from demo.directory import run_directory
+from demo.postgresql import Installation
 from manatee.storage import Identity, NoDatabase, NoSpace, Offer, ReceiveFailed, StorageError, UnsupportedLayout
 from tests.storage.conftest import NewPeer
 from tests.storage.stage import IDENTITY, Peer, nothing_is_left, restore, sent, take, take_bytes
@@ -133,6 +135,25 @@ async def test_the_disk_becomes_full_on_the_way(source: Peer, new_peer: NewPeer)
         with pytest.raises(NoSpace):
             await take(target, offer, sending)
     assert target.content() == before
+
+
+async def test_the_pool_becomes_full_on_the_way(
+    source: Peer, interface: str, any_postgresql: Installation, postgres_user: str | None
+) -> None:
+    """Nothing of it could be foreseen. The old data go on, and what has come makes room again."""
+    source.write("much", 24_000_000)
+    with run_directory(readable_by=postgres_user) as directory, zfs.pool(directory, size=64 << 20) as small:
+        target = Peer(small, directory, interface, postgres_user, any_postgresql.bin_dir)
+        await target.fill(20_000_000)
+        before, free = target.content(), int(target.get("available"))
+        async with nothing_is_left(source, target), source.storage.send({}) as sending:
+            offer = Offer("zfs", sending.offer.snapshot, IDENTITY, None, {"form": "full"})
+            with pytest.raises(NoSpace, match="no space left for"):
+                await take(target, offer, sending)
+        assert target.content() == before
+        target.write("goes on", 100_000)
+        assert int(target.get("available")) > free // 2
+        target.destroy()
 
 
 async def test_what_is_no_database_does_not_become_live(new_peer: NewPeer) -> None:

@@ -11,7 +11,8 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
 import pytest
 
@@ -20,15 +21,26 @@ from demo.restores import restores
 from demo.shard import LocalPeer, LocalShard, Seen
 from demo.writer import Writer
 from manatee.client import Topology
-from tests.shard.conftest import adm, primary_of
+from tests.shard.conftest import primary_of
 
 SLOWNESS = float(os.environ.get("MANATEE_SLOWNESS", "1"))
-PATIENCE = 120.0 * SLOWNESS
+STEP = 120.0 if SLOWNESS == 1 else 300.0
 """Seconds for each step of the story."""
+STEPS = 10
 CALM = {
     "zookeeper": {"request_timeout": 5.0 * SLOWNESS},
-    "postgres": dict.fromkeys(("query_timeout", "health_timeout", "handover_timeout", "seal_timeout"), 5.0 * SLOWNESS),
+    "postgres": {
+        **dict.fromkeys(("query_timeout", "health_timeout", "handover_timeout", "seal_timeout"), 5.0 * SLOWNESS),
+        "health_interval": min(1.0 * SLOWNESS, 5.0),
+        "start_timeout": 60.0 * SLOWNESS,
+        "crash_restart_timeout": 5.0 * SLOWNESS,
+        "sync_grace": 10.0 * SLOWNESS,
+    },
+    "backup": {"idle_timeout": 30.0 * SLOWNESS},
 }
+"""Where everything takes longer, nothing is to be taken for dead that is only slow."""
+PAUSE = 0.002 if SLOWNESS == 1 else 0.5
+"""Seconds between two writes: under emulation they would leave nothing for anybody else."""
 NETWORK = "127.23.1"
 
 
@@ -38,27 +50,42 @@ def needs_zfs() -> None:
         pytest.skip(missing)
 
 
-Phase = Callable[[str], contextlib.AbstractContextManager[None]]
+class Story:
+    """What the test does and how long it took, said at once: where this is slow, it is minutes until the end."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self._capsys = capsys
+        self._began = time.monotonic()
+        self._last: object = None
+
+    def say(self, what: object) -> None:
+        """Unless it is what was said last."""
+        if what != self._last:
+            self._last = what
+            with self._capsys.disabled():
+                print(f"    {time.monotonic() - self._began:6.1f} s  {what}", flush=True)
+
+    @contextlib.asynccontextmanager
+    async def step(self, what: str) -> AsyncIterator[None]:
+        """Fails, by its name, what has not come to its end in time."""
+        began = time.monotonic()
+        self.say(f"{what} ...")
+        try:
+            async with asyncio.timeout(STEP):
+                yield
+        except TimeoutError:
+            pytest.fail(f"{what}: not within {STEP:.0f} s; what was seen last: {self._last}")
+        self.say(f"{what}: {time.monotonic() - began:.1f} s")
 
 
 @pytest.fixture
-def phase(capsys: pytest.CaptureFixture[str]) -> Phase:
-    """Tells at once how long something took: where this is slow, it is minutes until the end of the test."""
-
-    @contextlib.contextmanager
-    def told(what: str) -> Iterator[None]:
-        began = time.monotonic()
-        yield
-        with capsys.disabled():
-            sys.stdout.write(f"\n    {time.monotonic() - began:6.1f} s  {what}")
-            sys.stdout.flush()
-
-    return told
+def story(capsys: pytest.CaptureFixture[str]) -> Story:
+    return Story(capsys)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(10 * PATIENCE)
-async def test_bootstrap_takeover_and_rebuild(needs_zfs: None, phase: Phase) -> None:
+@pytest.mark.timeout((STEPS + 1) * STEP)
+async def test_bootstrap_takeover_and_rebuild(needs_zfs: None, story: Story) -> None:
     shard = LocalShard(
         [f"{NETWORK}.{number}" for number in (2, 3, 4)],
         name="zfs",
@@ -67,33 +94,37 @@ async def test_bootstrap_takeover_and_rebuild(needs_zfs: None, phase: Phase) -> 
         session_timeout=min(4.0 * SLOWNESS, 16.0),
         overrides=CALM,
     )
-    async with shard, told(shard):
-        with phase("bootstrap: initdb, and two peers by send and receive"):
-            first = await complete(shard)
+    async with contextlib.AsyncExitStack() as stack:
+        async with story.step("a pool, ZooKeeper and the daemons"):
+            await stack.enter_async_context(shard)
+        await stack.enter_async_context(told(shard))
+        for count, what in enumerate(("initdb by the first peer", "a second by send and receive", "a third"), 1):
+            async with story.step(what):
+                first = await seen(shard, story, lambda seen, count=count: count_ready(seen) >= count)
+        async with story.step("a complete shard"):
+            first = await seen(shard, story, lambda seen: seen.complete(3))
         primary = primary_of(shard, first)
         assert first.state is not None
         for peer in map(shard.peer, (each.id for each in first.state.assigned[1:])):
             assert in_common(shard, peer, *shard.peers), f"{peer.ip} has no snapshot that another peer has, too"
 
-        async with writing(shard) as writer:
+        writer = await stack.enter_async_context(writing(shard))
+        async with story.step("the first writes"):
             await acknowledges(writer)
-            with phase("failover: from SIGKILL of the primary to the first writes"):
-                await shard.kill_peer(primary)
-                await shard.wait_for(
-                    lambda seen: seen.state and seen.state.primary.id != primary.id, timeout=PATIENCE, what="a takeover"
-                )
-                await acknowledges(writer)
-            assert await writer.missing() == []
+        async with story.step("failover: from SIGKILL of the primary to the next writes"):
+            await shard.kill_peer(primary)
+            await seen(shard, story, lambda seen: seen.state and seen.state.primary.id != primary.id)
+            await acknowledges(writer)
+        assert await writer.missing() == []
 
-            await shard.start_peer(primary)
-            with phase("incremental rebuild of the deposed peer"):
-                async with asyncio.timeout(2 * PATIENCE):
-                    await adm("-c", str(primary.settings_file), "rebuild", "-y")
-                await complete(shard)
-            (told_of,) = restores(shard, primary)
-            assert "only what has changed since a snapshot that both had" in told_of
-            assert await writer.missing() == []
-        await complete(shard)
+        await shard.start_peer(primary)
+        async with story.step("incremental rebuild of the deposed peer"):
+            await rebuild(primary, story)
+        async with story.step("a complete shard again"):
+            await seen(shard, story, lambda seen: seen.complete(3))
+        (told_of,) = restores(shard, primary)
+        assert "only what has changed since a snapshot that both had" in told_of
+        assert await writer.missing() == []
 
 
 @contextlib.asynccontextmanager
@@ -106,14 +137,42 @@ async def told(shard: LocalShard) -> AsyncIterator[None]:
         raise
 
 
-async def complete(shard: LocalShard) -> Seen:
-    return await shard.wait_for(lambda seen: seen.complete(3), timeout=2 * PATIENCE, what="a complete shard")
+async def seen(shard: LocalShard, story: Story, condition: Callable[[Seen], object]) -> Seen:
+    """The first moment at which the condition holds; what comes before it is said. The step has the deadline."""
+    return await shard.wait_for(condition, timeout=2 * STEP, progress=story.say)
+
+
+def count_ready(seen: Seen) -> int:
+    return sum(map(seen.ready, seen.state.assigned)) if seen.state else 0
+
+
+async def rebuild(peer: LocalPeer, story: Story) -> None:
+    """As an operator: what it says is said as it comes, and where all is slow it is run again if it is asked for."""
+    adm = Path(sys.executable).parent / "manatee-adm"
+    while True:
+        process = await asyncio.create_subprocess_exec(
+            *(adm, "-c", peer.settings_file, "rebuild", "-y"),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        assert process.stdout is not None
+        try:
+            async for line in process.stdout:
+                story.say(line.decode().rstrip())
+            status = await process.wait()
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        if status == 0:
+            return
+        assert SLOWNESS > 1, "the rebuild failed"
 
 
 @contextlib.asynccontextmanager
 async def writing(shard: LocalShard) -> AsyncIterator[Writer]:
     async with Topology(shard.zookeeper.servers, shard.name) as topology:
-        writer = Writer(topology)
+        writer = Writer(topology, pause=PAUSE)
         task = asyncio.create_task(writer.run())
         try:
             yield writer
@@ -125,9 +184,8 @@ async def writing(shard: LocalShard) -> AsyncIterator[Writer]:
 async def acknowledges(writer: Writer) -> None:
     """Some more writes."""
     wanted = len(writer.acknowledged) + 5
-    async with asyncio.timeout(PATIENCE):
-        while len(writer.acknowledged) < wanted:
-            await asyncio.sleep(0.1)
+    while len(writer.acknowledged) < wanted:
+        await asyncio.sleep(0.1)
 
 
 def guids(shard: LocalShard, peer: LocalPeer) -> set[str]:
