@@ -229,9 +229,10 @@ class Cluster:
                 for address in self.addresses:
                     seen = await _ask(address, "/cluster")
                     members = json.loads(seen)["members"] if seen else []
-                    roles = {m["role"]: m["host"] for m in members if m["state"] in ("running", "streaming")}
-                    settled = len([m for m in members if m["state"] in ("running", "streaming")]) == 3
-                    if settled and "leader" in roles and "sync_standby" in roles:
+                    # A leader runs, a standby that runs and does not stream is not in place yet.
+                    placed = [m for m in members if m["state"] == ("running" if m["role"] == "leader" else "streaming")]
+                    roles = {member["role"]: member["host"] for member in placed}
+                    if len(placed) == len(self._members) and "leader" in roles and "sync_standby" in roles:
                         return roles["leader"], roles["sync_standby"]
                 await asyncio.sleep(0.2)
 
