@@ -209,10 +209,20 @@ class Peer:
         def sends(words: list[str]) -> bool:
             if self.dataset is not None:
                 sending = words[0].endswith("zfs") and words[1:2] == ["send"]
-                return sending and any(word.startswith(f"{self.dataset}@") for word in words)
+                # zfs(8) takes the snapshot's name apart in place.
+                return sending and any(word.partition("@")[0] == self.dataset for word in words)
             return "pg_basebackup" in words[0] and f"--host={self.root}/socket" in words
 
         return [process for process in psutil.process_iter() if sends(_words(process))]
+
+    def receivers(self) -> list[psutil.Process]:
+        """The processes that receive data for this peer."""
+
+        def receives(words: list[str]) -> bool:
+            receiving = words[0].endswith("zfs") and words[1:2] == ["receive"]
+            return receiving and any(word.startswith(f"{self.dataset}.restoring-") for word in words)
+
+        return [process for process in psutil.process_iter() if receives(_words(process))]
 
     def beside(self) -> list[str]:
         """What a restore has left beside the data, isolated data and holds included; empty when all is as it was."""

@@ -111,6 +111,28 @@ async def test_a_stream_that_does_not_come_whole(storage: Storage, fault: Fault,
     await restores(storage, peer)
 
 
+@pytest.mark.parametrize("end", ["sender", "receiver"])
+async def test_a_program_that_moves_the_stream_is_killed_alone(storage: Storage, end: str) -> None:
+    """Its pipe is at its end then, as if it had finished."""
+    if (storage.driver, end) == ("basebackup", "receiver"):
+        pytest.skip("the sitter takes such a stream itself")
+    peer = storage.rebuilt()
+    attempt = Attempt(peer)
+    async with between(storage.source, "hold") as proxy:
+        running = asyncio.create_task(attempt.run(proxy.identity, attempts=1))
+        await held(proxy)
+        programs = storage.source.senders if end == "sender" else peer.receivers
+        await eventually(programs, within=60.0)
+        programs()[0].kill()
+        proxy.release.set()
+        with pytest.raises(RestoreFailed, match=r"status -9|does not take the stream"):
+            await running
+    if end == "sender":
+        assert "the sender says: " in attempt.errors[-1]
+    await untouched(storage, peer)
+    await restores(storage, peer)
+
+
 async def test_the_server_is_killed(storage: Storage) -> None:
     peer, source = storage.rebuilt(), storage.source
     attempt = Attempt(peer)

@@ -163,19 +163,6 @@ async def test_a_sender_that_is_killed_leaves_the_old_data_and_no_process(primar
     assert restored.isolated is not None
 
 
-async def test_pg_basebackup_that_is_killed_is_told_from_one_that_has_finished(standing: Peer, rebuilt: Peer) -> None:
-    async with between(standing, "hold") as proxy:
-        attempt = Attempt(rebuilt)
-        running = asyncio.create_task(attempt.run(proxy.identity, attempts=1))
-        await proxy.held.wait()
-        (sender,) = standing.senders()
-        sender.kill()
-        proxy.release.set()
-        with pytest.raises(RestoreFailed, match="the sender says: pg_basebackup ended with status -9"):
-            await running
-    assert_old_data_live(rebuilt)
-
-
 async def test_a_requester_that_is_killed_leaves_the_old_data_and_no_process(standing: Peer, rebuilt: Peer) -> None:
     async with between(standing, "hold") as proxy:
         arguments = [rebuilt.root / "manatee.toml", proxy.identity.content().decode(), rebuilt.postgresql.major]
