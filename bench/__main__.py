@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -39,9 +40,10 @@ SECTIONS: dict[str, Callable[[int], Section]] = {
 @click.option("--output", default=DOCS, type=click.Path(path_type=Path, file_okay=False), help="Instead of docs/.")
 def main(only: Sequence[str], rounds: int, check: bool, output: Path) -> None:
     raw = output / "performance.json"
-    failed = []
+    results, failed = Results.read(raw), []
     for name in only or SECTIONS:
         click.echo(f"==> {page.TITLES[name]}", err=True)
+        begun = time.monotonic()
         try:
             section = SECTIONS[name](rounds)
         except Exception:  # noqa: BLE001 - what was measured before and what comes after is worth having
@@ -49,13 +51,13 @@ def main(only: Sequence[str], rounds: int, check: bool, output: Path) -> None:
             failed.append(f"{name} could not be measured")
             continue
         click.echo("\n".join(page.table(section)))
+        click.echo(f"{name}: measured in {(time.monotonic() - begun) / 60:.1f} minutes")
         if section.missing:
             failed.append(f"{name}: {section.missing} acknowledged rows are missing")
-        recorded = Results.read(raw)
         if check:
-            _compare(name, recorded.sections.get(name), section)
+            _compare(name, results.sections.get(name), section)
         else:
-            results = recorded.merged(name, section)
+            results = results.merged(name, section)
             results.write(raw)
             (output / "performance.md").write_text(page.page(results))
     sys.exit("; ".join(failed) or 0)

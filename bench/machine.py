@@ -17,6 +17,12 @@ from demo.zookeeper import JARS
 
 ROOT = Path(__file__).parents[1]
 
+LOAD = os.getloadavg()[0]
+"""Later we are part of it ourselves."""
+
+LOOK = 3.0
+"""Seconds for which is looked at what others do."""
+
 
 def describe() -> str:
     """The machine, the versions and the day, in one line."""
@@ -29,7 +35,10 @@ def describe() -> str:
 
 
 def machine(**versions: str) -> Machine:
-    """The same for the record, with the versions of what else takes part; to be asked before anything is started."""
+    """The same for the record, with the versions of what else takes part.
+
+    To be asked before anything is started: it looks for some seconds at what others do here.
+    """
     return Machine(
         date=f"{dt.datetime.now(dt.UTC):%Y-%m-%d %H:%M}",
         commit=_commit(),
@@ -43,7 +52,8 @@ def machine(**versions: str) -> Machine:
             "Python": platform.python_version(),
             **versions,
         },
-        load=os.getloadavg()[0],
+        load=LOAD,
+        used=psutil.cpu_percent(LOOK),
     )
 
 

@@ -89,7 +89,7 @@ def _machine(on: Machine) -> Iterator[str]:
     versions = ", ".join(f"{what} {version}" for what, version in on.versions.items())
     yield (
         f"- {on.date} UTC, commit {on.commit}; {on.cores} x {on.processor}, {on.memory}, {on.kernel}; {versions};"
-        f" load average {on.load:.1f} at the start."
+        f" load average {on.load:.1f} at the start, and {on.used:.0f} % of the processors in use by others."
     )
     if on.busy:
         yield "- **The machine was busy with something else: these figures are worse than the truth.**"

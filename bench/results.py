@@ -15,6 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field
 OURS = "manatee"
 """The column that the targets are about."""
 
+BUSY = 10.0
+"""Per cent of all processors; above that figures are not to be trusted."""
+
 
 class _Document(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -49,12 +52,14 @@ class Machine(_Document):
     kernel: str
     versions: Mapping[str, str]
     load: float
-    """The load average of the minute before it began."""
+    """The load average of the minute before the whole run began."""
+    used: float
+    """Per cent of all processors that others used just before this section began."""
 
     @property
     def busy(self) -> bool:
         """Whether somebody else worked here, too."""
-        return self.load > self.cores / 2
+        return self.used > BUSY
 
 
 class Section(_Document):

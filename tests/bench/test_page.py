@@ -20,17 +20,18 @@ MACHINE = Machine(
     kernel="Linux 6.1",
     versions={"PostgreSQL": "15.18"},
     load=0.2,
+    used=1.0,
 )
 
 
-def outage(*seconds: float, load: float = 0.2, **others: list[float]) -> Section:
+def outage(*seconds: float, used: float = 1.0, **others: list[float]) -> Section:
     """A section with one row; the contestants beside us by keyword."""
     return Section(
         columns={OURS: "Manatee", **{name: name.title() for name in others}},
         rows={"kill-peer": Row(what="SIGKILL of a peer", unit="s", values={OURS: seconds, **others})},
         notes=("How it was done.",),
         spans={"kill-peer": ["  100.0 ms  a  sealed"]},
-        machine=MACHINE.model_copy(update={"load": load}),
+        machine=MACHINE.model_copy(update={"used": used}),
     )
 
 
@@ -74,7 +75,7 @@ def test_a_busy_machine_and_missing_rows_are_not_hidden() -> None:
     assert "commit abc1234; 2 x a processor, 8.0 GiB, Linux 6.1; PostgreSQL 15.18; load average 0.2" in quiet
     assert "busy" not in quiet
     assert "missing" not in quiet
-    assert "busy" in page(Results().merged("outage", outage(0.4, load=3.0)))
+    assert "busy" in page(Results().merged("outage", outage(0.4, used=30.0)))
     lost = outage(0.4).model_copy(update={"missing": 2})
     assert "**2 acknowledged rows are missing.**" in page(Results().merged("outage", lost))
 
