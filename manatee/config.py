@@ -218,7 +218,8 @@ class Tls(_Section):
 
 
 _AT_START = {
-    **dict.fromkeys(("shard", "peer", "zookeeper", "sitter", "service", "log", "snapshotter", "tls")),
+    **dict.fromkeys(("shard", "peer", "zookeeper", "service", "log", "snapshotter", "tls")),
+    "sitter": ("state_dir",),
     "postgres": ("bin_dir", "user", "socket_dir"),
     "storage": ("driver", "directory", "dataset", "zfs_interface"),
     "backup": (),
