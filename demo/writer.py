@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _CREATE = "CREATE TABLE IF NOT EXISTS numbered_rows (number bigint PRIMARY KEY, written timestamptz DEFAULT now())"
 _INSERT = "INSERT INTO numbered_rows (number) VALUES (%s)"
-_PATIENCE = 5.0
+PATIENCE = 5.0
 """Seconds for one write; a server that hangs is left for the next."""
 
 
@@ -40,8 +40,9 @@ class Outage:
 class Writer:
     """Writes rows until it is cancelled. `run` is its life; the rest may be looked at all the time."""
 
-    def __init__(self, topology: Topology, *, pause: float = 0.002) -> None:
+    def __init__(self, topology: Topology, *, pause: float = 0.002, patience: float = PATIENCE) -> None:
         self._topology = topology
+        self._patience = patience
         self._pause = pause
         self.acknowledged: list[tuple[int, float]] = []
         """Number and moment (monotonic clock) of each acknowledged row, in order."""
@@ -54,18 +55,18 @@ class Writer:
         number = 0
         while True:
             try:
-                connection = await connect_primary(self._topology, deadline=_PATIENCE)
+                connection = await connect_primary(self._topology, deadline=self._patience)
             except NoPrimary:
                 continue
             warnings: list[str] = []
             connection.add_notice_handler(_collector(warnings))
             try:
-                await within(connection, _PATIENCE, connection.execute(_CREATE))
+                await within(connection, self._patience, connection.execute(_CREATE))
                 while True:
                     number += 1
                     warnings.clear()
                     self.uncertain.add(number)
-                    await within(connection, _PATIENCE, connection.execute(_INSERT, (number,)))
+                    await within(connection, self._patience, connection.execute(_INSERT, (number,)))
                     if not warnings:
                         self.uncertain.remove(number)
                         self.acknowledged.append((number, time.monotonic()))
@@ -89,9 +90,11 @@ class Writer:
     async def missing(self) -> list[int]:
         """The rows acknowledged so far that are not in the table on the primary now."""
         acknowledged = [number for number, _ in self.acknowledged]
-        connection = await connect_primary(self._topology)
+        connection = await connect_primary(self._topology, deadline=6 * self._patience)
         try:
-            cursor = await within(connection, 30.0, connection.execute("SELECT number FROM numbered_rows"))
+            cursor = await within(
+                connection, 6 * self._patience, connection.execute("SELECT number FROM numbered_rows")
+            )
             there = {row[0] for row in await cursor.fetchall()}
         finally:
             await connection.close()

@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 
 SIZE = 8 << 30
-"""Bytes of a pool's file; it takes up what is written to it."""
+"""Bytes of a pool's file, if there is room for as many; it takes up what is written to it."""
 TIMEOUT = 60.0
 """Seconds for one command."""
 PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
@@ -50,9 +50,11 @@ def pool(directory: Path, *, size: int = SIZE) -> Iterator[str]:
         name = directory.name
         file = directory / _FILE
         with file.open("wb") as new:
-            new.truncate(size)
+            new.truncate(min(size, shutil.disk_usage(directory).free))
         # The cache of pools would have it looked for at the next start of ZFS, when it is long gone.
-        run("zpool", "create", "-f", "-m", "none", "-o", "cachefile=none", name, str(file))
+        # And a disk that is full where the file lies would have everybody wait for ever, instead of a failure.
+        options = ("-o", "cachefile=none", "-o", "failmode=continue")
+        run("zpool", "create", "-f", "-m", "none", *options, name, str(file))
         try:
             yield name
         finally:

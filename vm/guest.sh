@@ -27,11 +27,41 @@ for name, place in scripts.items():
     path.chmod(0o755)
 PYTHON
 
+# While pytest says nothing: every half minute a line of what goes on, so that who watches knows that the machine is
+# alive, and every four minutes all there is to know of what may hang.
+said=/run/said
+touch $said
+watch() {
+    local told=0 silent
+    while sleep 30; do
+        silent=$(($(date +%s) - $(stat -c %Y $said)))
+        [ $silent -ge 30 ] || { told=0; continue; }
+        echo "... $silent s; load $(cut -d' ' -f1 /proc/loadavg), $(free -m | awk '/^Mem/ { print $7 }') MB free," \
+            "$(df -m --output=avail /tmp | tail -n 1 | tr -d ' ') MB of them for files;" \
+            "$(ps -eo pcpu=,comm= --sort=-pcpu | awk 'NR <= 4 { printf " %s %d%%", $2, $1 }')"
+        [ $((silent / 240)) -gt $told ] || continue
+        told=$((silent / 240))
+        tell
+    done
+}
+tell() {
+    echo "... processes:"
+    ps -eo pid,ppid,stat,time,wchan:24,args --sort=pid | awk '$2 != 2 && $1 != 2' | cut -c1-180
+    for log in /tmp/manatee-*/peer*/*.log; do
+        [ ! -e "$log" ] || { echo "... $log"; tail -n 5 "$log" | cut -c1-300; }
+    done
+    echo w > /proc/sysrq-trigger
+    echo "... the kernel, with whoever is blocked in it:"
+    dmesg | tail -n 80
+}
+
 read -r up _ < /proc/uptime
 echo "==> Linux $(uname -r), OpenZFS $(cat /sys/module/zfs/version), ready $up s after its start"
 words=$(sed -n 's/.*\bmanatee\.tests=\([^ ]*\).*/\1/p' /proc/cmdline | base64 -d)
 cd /checkout || exit
 # Through a pipe: what pytest writes for a terminal would be noise where this is recorded.
-setsid bash -o pipefail -c "python3 -m pytest -p no:cacheprovider --timeout 300 $words 2>&1 | cat" &
-wait $!
+setsid bash -o pipefail -c "python3 -m pytest -p no:cacheprovider --timeout 300 $words 2>&1 | tee $said" &
+tests=$!
+watch &
+wait $tests
 end $?

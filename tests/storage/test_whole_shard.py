@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -63,7 +64,8 @@ class Story:
         if what != self._last:
             self._last = what
             with self._capsys.disabled():
-                print(f"    {time.monotonic() - self._began:6.1f} s  {what}", flush=True)
+                sys.stdout.write(f"    {time.monotonic() - self._began:6.1f} s  {what}\n")
+                sys.stdout.flush()
 
     @contextlib.asynccontextmanager
     async def step(self, what: str) -> AsyncIterator[None]:
@@ -100,7 +102,7 @@ async def test_bootstrap_takeover_and_rebuild(needs_zfs: None, story: Story) -> 
         await stack.enter_async_context(told(shard))
         for count, what in enumerate(("initdb by the first peer", "a second by send and receive", "a third"), 1):
             async with story.step(what):
-                first = await seen(shard, story, lambda seen, count=count: count_ready(seen) >= count)
+                first = await seen(shard, story, partial(are_ready, count))
         async with story.step("a complete shard"):
             first = await seen(shard, story, lambda seen: seen.complete(3))
         primary = primary_of(shard, first)
@@ -142,8 +144,8 @@ async def seen(shard: LocalShard, story: Story, condition: Callable[[Seen], obje
     return await shard.wait_for(condition, timeout=2 * STEP, progress=story.say)
 
 
-def count_ready(seen: Seen) -> int:
-    return sum(map(seen.ready, seen.state.assigned)) if seen.state else 0
+def are_ready(count: int, seen: Seen) -> bool:
+    return seen.state is not None and sum(map(seen.ready, seen.state.assigned)) >= count
 
 
 async def rebuild(peer: LocalPeer, story: Story) -> None:
@@ -172,7 +174,7 @@ async def rebuild(peer: LocalPeer, story: Story) -> None:
 @contextlib.asynccontextmanager
 async def writing(shard: LocalShard) -> AsyncIterator[Writer]:
     async with Topology(shard.zookeeper.servers, shard.name) as topology:
-        writer = Writer(topology, pause=PAUSE)
+        writer = Writer(topology, pause=PAUSE, patience=5.0 * SLOWNESS)
         task = asyncio.create_task(writer.run())
         try:
             yield writer
