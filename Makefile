@@ -17,7 +17,7 @@ test: STORAGE = zfs
 test: prepare ## Every test, on every PostgreSQL found (ARGS="-k name" for some)
 	@.venv/bin/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(ARGS)
 
-test-zfs: ## The tests of storage with a real OpenZFS, in a virtual machine (root, Debian; at first 15 minutes)
+test-zfs: ## The tests of storage with a real OpenZFS, in a virtual machine (root, Debian; the first time it builds it)
 	@demo/prepare.sh vm
 	@.venv/bin/python -m vm $(ARGS)
 
