@@ -44,3 +44,20 @@ async def test_a_restore_cut_short_between_its_renames_is_finished(tmp_path: Pat
     assert (storage.data_dir / "old").exists() is live
     assert await storage.clear_leftovers() == int(live)
     assert {path.name for path in (tmp_path / "store").iterdir()} == {"data"}
+
+
+async def test_what_is_complete_is_not_cleared_while_nothing_is_live(tmp_path: Path) -> None:
+    """Its second rename has failed, and the peer goes on: the next restore must not begin by destroying it."""
+    storage = open_storage(_settings(tmp_path))
+    _database(tmp_path / "store" / "data.adopting-1234")
+    assert await storage.clear_leftovers() == 0
+    assert await storage.has_data()
+
+
+async def test_data_that_are_set_aside_make_way_for_nothing(tmp_path: Path) -> None:
+    storage = open_storage(_settings(tmp_path))
+    _database(tmp_path / "store" / "data.adopting-1234")
+    _database(storage.data_dir)
+    await storage.isolate("rebuild")
+    await storage.open()
+    assert not await storage.has_data()
