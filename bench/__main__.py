@@ -54,6 +54,7 @@ def main(only: Sequence[str], rounds: int, check: bool, output: Path) -> None:
         click.echo(f"{name}: measured in {(time.monotonic() - begun) / 60:.1f} minutes")
         if section.missing:
             failed.append(f"{name}: {section.missing} acknowledged rows are missing")
+        failed += [f"{name}: {words}" for words in section.failed]
         if check:
             _compare(name, results.sections.get(name), section)
         else:

@@ -77,6 +77,8 @@ def _section(name: str, title: str, section: Section) -> Iterator[str]:
     yield ""
     if section.missing:
         yield f"**{section.missing} acknowledged rows are missing.**\n"
+    for words in section.failed:
+        yield f"**Could not be measured: {words}.**\n"
     for note in section.notes:
         yield f"- {note}"
     if section.machine:

@@ -72,6 +72,8 @@ class Section(_Document):
     """How it was measured, a sentence each."""
     missing: int = 0
     """Acknowledged rows that were not there at the end."""
+    failed: tuple[str, ...] = ()
+    """What could not be measured, and why."""
     spans: Mapping[str, tuple[str, ...]] = Field(default_factory=dict)
     """By row: where the time of our median round went, a line each."""
     machine: Machine | None = None

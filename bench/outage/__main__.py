@@ -28,10 +28,10 @@ def main(rounds: int, only: Sequence[str], against: Sequence[str], spans: bool, 
         click.echo("\n".join([f"{EVENTS[key].name}:", *lines]))
     click.echo(describe())
     click.echo("\n".join(table(section)))
-    click.echo(f"acknowledged rows that are missing: {section.missing}")
+    click.echo("\n".join([f"acknowledged rows that are missing: {section.missing}", *section.failed]))
     if raw:
         raw.write_text(section.model_dump_json(indent=1) + "\n")
-    sys.exit(1 if section.missing else 0)
+    sys.exit(1 if section.missing or section.failed else 0)
 
 
 if __name__ == "__main__":

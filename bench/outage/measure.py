@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import statistics
 import time
+import traceback
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -57,11 +58,13 @@ class Measured:
     spans: dict[str, list[list[str]]] = field(default_factory=dict)
     missing: int = 0
     """Acknowledged rows that are not there."""
+    failed: list[str] = field(default_factory=list)
 
     def add(self, more: Measured) -> None:
         self.seconds |= more.seconds
         self.spans |= more.spans
         self.missing += more.missing
+        self.failed += more.failed
 
 
 async def measure(rounds: int, events: Sequence[str] = (), names: Sequence[str] = ()) -> Section:
@@ -80,12 +83,17 @@ async def measure(rounds: int, events: Sequence[str] = (), names: Sequence[str] 
     return Section(
         columns={name: ENTRIES[name].name for name in names},
         rows={
-            key: Row(what=EVENTS[key].name, unit="s", values={name: measured[name].seconds[key] for name in names})
+            key: Row(
+                what=EVENTS[key].name,
+                unit="s",
+                values={name: measured[name].seconds[key] for name in names if key in measured[name].seconds},
+            )
             for key in events
         },
         notes=NOTES,
         missing=sum(each.missing for each in measured.values()),
-        spans={key: _of_the_median(measured[OURS], key) for key in events} if OURS in measured else {},
+        failed=[words for each in measured.values() for words in each.failed],
+        spans={key: _of_the_median(measured[OURS], key) for key in measured[OURS].seconds} if OURS in measured else {},
         machine=on,
     )
 
@@ -99,19 +107,35 @@ def _of_the_median(measured: Measured, key: str) -> list[str]:
 
 
 async def _contestant(entry: Entry, events: Sequence[str], rounds: int) -> Measured:
+    """What goes wrong costs the rounds of one event that are left; the next one begins with a new cluster."""
     found = Measured()
+    left = list(events)
+    while left:
+        try:
+            await _one_cluster(entry, left, rounds, found)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the others are worth measuring
+            traceback.print_exc()
+            what = EVENTS[left.pop(0)].name if left else "the end"
+            found.failed.append(" ".join(f"{entry.name}, {what}: {type(error).__name__} {error}".split()))
+    return found
+
+
+async def _one_cluster(entry: Entry, left: list[str], rounds: int, found: Measured) -> None:
+    """The events that are left; each is taken off the list when it has been measured."""
     async with entry.cluster() as cluster:
         await cluster.whole()
+        missing_before = found.missing
         async with writing(cluster.addresses) as client:
-            for key in events:
+            while left:
+                key = left[0]
                 for number in range(1, rounds + 1):
                     seconds, spans = await _one(cluster, client, EVENTS[key])
                     found.seconds.setdefault(key, []).append(seconds)
                     found.spans.setdefault(key, []).append(spans)
                     click.echo(f"{entry.name}: {EVENTS[key].name}, {number}: {seconds:.2f} s", err=True)
-            await cluster.whole()
-            found.missing = len(await client.missing())
-            return found
+                await cluster.whole()
+                found.missing = missing_before + len(await client.missing())
+                left.pop(0)
 
 
 @asynccontextmanager

@@ -76,8 +76,9 @@ def test_a_busy_machine_and_missing_rows_are_not_hidden() -> None:
     assert "busy" not in quiet
     assert "missing" not in quiet
     assert "busy" in page(Results().merged("outage", outage(0.4, used=30.0)))
-    lost = outage(0.4).model_copy(update={"missing": 2})
-    assert "**2 acknowledged rows are missing.**" in page(Results().merged("outage", lost))
+    lost = page(Results().merged("outage", outage(0.4).model_copy(update={"missing": 2, "failed": ("it stopped",)})))
+    assert "**2 acknowledged rows are missing.**" in lost
+    assert "it stopped" in lost
 
 
 def test_a_median_outside_the_recorded_spread_is_named_and_one_inside_is_not() -> None:
