@@ -98,10 +98,11 @@ async def running(
 async def output(argv: Sequence[str], *, timeout: float) -> tuple[int, str, str]:
     """Run a short program as this process's user: its exit status, and what it said on its standard output and error.
 
-    Killed when this ends before it, as in `running`. Raises OSError when it cannot be started, TimeoutError after
-    `timeout` seconds.
+    Killed when this ends before it, as in `running`; but should this process die, it comes to its end by itself: to be
+    killed then it would have to be forked, and forking a process as large as ours takes several times as long, in
+    which the event loop stands still. Raises OSError when it cannot be started, TimeoutError after `timeout` seconds.
     """
-    async with _started(argv, stdout=PIPE) as process:
+    async with _started(argv, stdout=PIPE, dies_with_us=False) as process:
         async with asyncio.timeout(timeout):
             said, complained = await process.communicate()
         assert process.returncode is not None
@@ -110,9 +111,14 @@ async def output(argv: Sequence[str], *, timeout: float) -> tuple[int, str, str]
 
 @asynccontextmanager
 async def _started(
-    argv: Sequence[str], *, user: Account | None = None, stdin: int = DEVNULL, stdout: int = DEVNULL
+    argv: Sequence[str],
+    *,
+    user: Account | None = None,
+    stdin: int = DEVNULL,
+    stdout: int = DEVNULL,
+    dies_with_us: bool = True,
 ) -> AsyncIterator[Process]:
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {"preexec_fn": _die_with_parent} if dies_with_us else {}
     if user is not None:
         options.update(user=user.uid, group=user.gid, extra_groups=user.groups)
     process = await asyncio.create_subprocess_exec(
@@ -123,7 +129,6 @@ async def _started(
         cwd="/",
         env=_environment(user),
         start_new_session=True,
-        preexec_fn=_die_with_parent,
         **options,
     )
     try:
