@@ -23,14 +23,15 @@ ROUNDS = 4
 INTERVAL = 0.05
 """How often each port is tried before a peer is seen dead, and the seconds between."""
 
-PATIENCE = 0.2
-"""Seconds for one answer. Whoever refuses does so at once."""
+PATIENCE = 0.5
+"""Seconds for one answer, on a busy machine, too. Whoever refuses does so at once."""
 
 CONNECT_TIMEOUT = 2.0
 
-FIRST_DELAY = 0.05
+FIRST_DELAY, AT_FIRST = 0.05, 2.0
 LONGEST_DELAY = 30.0
-"""Seconds between two attempts to connect: the first, doubling up to the last."""
+"""Seconds between two attempts to connect: in the first `AT_FIRST` seconds after a connection has ended, since what is
+killed takes a moment to be gone; then doubling up to the last."""
 
 FRESH = 3.0
 """Seconds for which a death that was seen counts."""
@@ -57,6 +58,8 @@ class Lookout:
         self._wanted: Neighbour | None = None
         self._news = asyncio.Event()
         self._seen: tuple[Death, float] | None = None
+        self._doubt: str | None = None
+        """Why the neighbour was not seen dead the last time; for the log, once."""
         self.connected = False
 
     @property
@@ -100,17 +103,19 @@ class Lookout:
                 await asyncio.gather(work, news, return_exceptions=True)
 
     async def _keep_looking(self) -> None:
-        delay = FIRST_DELAY
+        ended, delay = time.monotonic(), FIRST_DELAY
         while (one := self._wanted) is not None:
-            with contextlib.suppress(ConnectionRefusedError):
-                if not await self._hold(one):
-                    await asyncio.sleep(delay)
-                    delay = min(2 * delay, LONGEST_DELAY)
-                    continue
-                delay = FIRST_DELAY
-            await self._judge()
+            try:
+                if held := await self._hold(one):
+                    ended, delay = time.monotonic(), FIRST_DELAY
+                judge = held
+            except ConnectionRefusedError:
+                judge = True
+            if judge:
+                await self._judge(one)
             await asyncio.sleep(delay)
-            delay = min(2 * delay, LONGEST_DELAY)
+            if time.monotonic() - ended > AT_FIRST:
+                delay = min(2 * delay, LONGEST_DELAY)
 
     async def _hold(self, one: Neighbour) -> bool:
         """Connect, and wait for the end of the connection; False if there is none. Raises ConnectionRefusedError."""
@@ -121,7 +126,7 @@ class Lookout:
             raise
         except (OSError, TimeoutError):
             return False
-        self.connected, self._seen = True, None
+        self.connected, self._seen, self._doubt = True, None, None
         try:
             _keep_alive(writer.get_extra_info("socket"))
             with contextlib.suppress(OSError):
@@ -132,15 +137,15 @@ class Lookout:
             writer.transport.abort()
         return True
 
-    async def _judge(self) -> None:
-        """Is the neighbour dead?"""
-        one = self._wanted
-        if one is None:
-            return
-        begun = time.monotonic()
+    async def _judge(self, one: Neighbour) -> None:
+        """Is the neighbour dead, to whose sitter there is no connection?"""
+        one, begun = self._wanted or one, time.monotonic()
         doubt = await doubts(one)
+        if doubt != self._doubt:
+            self._doubt = doubt
+            if doubt:
+                self._log.info("no connection to a peer, which is not seen dead", peer=one.label, reason=doubt)
         if doubt:
-            self._log.info("the connection to a peer has ended, which is not seen dead", peer=one.label, reason=doubt)
             return
         detail = f"refused on both ports {ROUNDS} times within {time.monotonic() - begun:.2f} s"
         self._seen = Death(one.node, one.generation, detail), time.monotonic()
@@ -150,18 +155,28 @@ class Lookout:
 
 async def doubts(one: Neighbour) -> str | None:
     """Why this peer cannot be called dead; None if it can. Connects to it `ROUNDS` times, and to the witnesses."""
-    for number in range(ROUNDS):
-        if number:
-            await asyncio.sleep(INTERVAL)
-        answers = await asyncio.gather(*(_answer(*place) for place in (one.sitter, one.postgres, *one.witnesses)))
-        for what, answer in zip(("its sitter", "its PostgreSQL"), answers, strict=False):
-            if answer is not Answer.REFUSED:
-                return f"{what} accepts connections" if answer is Answer.ACCEPTED else f"{what} does not answer"
-        if Answer.REFUSED in answers[2:]:
-            return "another peer's sitter refuses connections, too"
-        if Answer.ACCEPTED not in answers[2:]:
-            return "no other peer's sitter answers"
-    return None
+    asked = []
+    try:
+        for number in range(ROUNDS):
+            if number:
+                await asyncio.sleep(INTERVAL)
+            asked.append(asyncio.ensure_future(_answers(*one.witnesses)))
+            for what, answer in zip(("sitter", "PostgreSQL"), await _answers(one.sitter, one.postgres), strict=True):
+                if answer is not Answer.REFUSED:
+                    return f"its {what} {'accepts connections' if answer is Answer.ACCEPTED else 'does not answer'}"
+        for answers in [await each for each in asked]:
+            if Answer.REFUSED in answers:
+                return "another peer's sitter refuses connections, too"
+            if Answer.ACCEPTED not in answers:
+                return "no other peer's sitter answers"
+        return None
+    finally:
+        for each in asked:
+            each.cancel()
+
+
+async def _answers(*places: tuple[str, int]) -> list[Answer]:
+    return await asyncio.gather(*(_answer(*place) for place in places))
 
 
 async def _answer(host: str, port: int) -> Answer:
