@@ -11,13 +11,13 @@ import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 from demo.postgresql import Installation
 from demo.shard import LocalPeer, LocalShard, Seen, ShardFailed
 from demo.writer import Writer
 from manatee.client import Topology
+from tests.admin.stage import manatee_adm
 
 SESSION_TIMEOUT = 4.0
 COMPLETE = 90.0
@@ -110,26 +110,25 @@ def generation_of(seen: Seen) -> int:
 
 async def returns(shard: LocalShard, peer: LocalPeer) -> bool:
     """Whether the peer takes itself off the deposed list; it may hold WAL that nobody else has, and then cannot."""
+
+    def off_the_list(seen: Seen) -> bool:
+        return seen.state is not None and peer.id not in [each.id for each in seen.state.deposed]
+
+    def diverged(seen: Seen) -> bool:
+        said = seen.present.get(peer.id)
+        return said is not None and said.diverged is not None
+
     try:
-        await shard.wait_for(
-            lambda seen: seen.state and peer.id not in [each.id for each in seen.state.deposed], timeout=15
-        )
+        return off_the_list(await shard.wait_for(lambda seen: off_the_list(seen) or diverged(seen), timeout=15))
     except ShardFailed:
         return False
-    return True
 
 
 async def adm(*words: str) -> str:
     """Run manatee-adm; it must succeed."""
-    process = await asyncio.create_subprocess_exec(
-        str(Path(sys.executable).parent / "manatee-adm"),
-        *words,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    output, _ = await process.communicate()
-    assert process.returncode == 0, output.decode()
-    return output.decode()
+    done = await manatee_adm(*words)
+    assert done.status == 0, done.out + done.err
+    return done.out + done.err
 
 
 async def promote(shard: LocalShard, peer: LocalPeer, *role: str) -> Seen:
