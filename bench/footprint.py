@@ -83,7 +83,7 @@ async def measure(rounds: int, names: Sequence[str] = NAMES, seconds: float = SE
     return Section(
         columns={name: ENTRIES[name].name for name in names},
         rows={
-            key: row.model_copy(update={"values": {name: measured[name].values[key] for name in names}})
+            key: Row(**{**dict(row), "values": {name: measured[name].values[key] for name in names}})
             for key, row in ROWS.items()
         },
         notes=NOTES,
