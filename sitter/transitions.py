@@ -24,6 +24,7 @@ from sitter.postgres.errors import PostgresError, RestartNeeded
 from sitter.postgres.gate import caught_up
 from sitter.postgres.promote import promote
 from sitter.postgres.queries import Facts
+from sitter.postgres.release import release
 from sitter.postgres.seal import seal_primary, seal_standby
 from sitter.postgres.server import Server
 from sitter.postgres.watch import Watch
@@ -359,6 +360,8 @@ class Transitions:
         if self._server.replication.commits_wait_for != name:
             self._begin("having commits wait for the sync")
             await self._server.configure(Replication(name, read_only=self._server.replication.read_only))
+            if name != ALONE and not self._server.replication.read_only:
+                await release(self._settings, name)
         if wanted.fenced:
             self._begin("shutting clients out")
             await self._server.shut_out_clients()
