@@ -60,10 +60,14 @@ async def test_encrypted_data_are_not_replaced_by_data_that_are_not(where: str) 
     place: Any = SimpleNamespace(names=Names("tank/a/manatee"), suitable=_nothing)
     offer = Offer("zfs", "1700000000009", IDENTITY, None, {"form": "full"})
     with pytest.raises(ReceiveFailed, match="below an encrypted parent"):
-        await receiving.prepare(place, seen(before, encryption="off"), offer, Path())
-    below = await receiving.prepare(place, seen(before, encryption="aes-256-gcm"), offer, Path())
+        await receiving.prepare(place, seen(before, encryption="off"), offer, "tank/a/x", Path())
+    below = await receiving.prepare(place, seen(before, encryption="aes-256-gcm"), offer, "tank/a/x", Path())
     raw = Offer("zfs", "1700000000009", IDENTITY, None, {"form": "full", "raw": "yes"})
-    assert below.over is (await receiving.prepare(place, seen(before, encryption="off"), raw, Path())).over is False
+    assert (
+        below.over
+        is (await receiving.prepare(place, seen(before, encryption="off"), raw, "tank/a/x", Path())).over
+        is False
+    )
 
 
 async def _nothing(_: Picture) -> dict[str, str]:

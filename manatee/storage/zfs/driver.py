@@ -162,7 +162,8 @@ class Zfs:
         sent, base = here.get(cut.guid), here.get(cut.base) if cut.base else None
         if sent is None or sent.name != cut.snapshot or (cut.base and base is None):
             return None
-        return Order(sent.name, base.name if base else None, token=token)
+        raw: frozenset[Option] = frozenset({"raw"} if cut.raw else ())
+        return Order(sent.name, base.name if base else None, raw, token)
 
     async def _fresh(self, wanted: Mapping[str, str], seen: Picture, live: Dataset, interface: Interface) -> Order:
         """A snapshot of now, and what to send of it."""
@@ -259,26 +260,26 @@ class Zfs:
         if await self._place.clear(seen, spare=partial.name if partial else None):
             seen = await self._place.look()
         await receiving.check_room(self._place, seen, offer)
-        target = await self._target(seen, offer, partial)
+        name = partial.name if partial else self._names.new_restoring()
         taken: receiving.Receiving | None = None
         try:
+            target = await self._target(name, seen, offer, partial)
             async with receiving.receiving(interface, self._place, offer, target, self._owner) as taken:
                 yield taken
         finally:
             if taken is None or not taken.adopted:
                 before = partial["receive_resume_token"] if partial else None
-                await asyncio.shield(asyncio.create_task(self._give_up(target.name, before, taken)))
+                await asyncio.shield(asyncio.create_task(self._give_up(name, before, taken)))
             else:
                 self._plainly = False
 
-    async def _target(self, seen: Picture, offer: Offer, partial: Dataset | None) -> Target:
-        state_dir = self._settings.sitter.state_dir
+    async def _target(self, name: str, seen: Picture, offer: Offer, partial: Dataset | None) -> Target:
+        scratch = receiving.scratch(self._settings.sitter.state_dir, name)
         if partial is not None:
-            scratch = receiving.scratch(state_dir, partial.name)
-            return Target(partial.name, scratch, dressed=partial["mountpoint"] == str(scratch))
+            return Target(name, scratch, dressed=partial["mountpoint"] == str(scratch))
         if offer.detail.get("encrypted") == "yes" and not (seen.parent.encrypted or offer.detail.get("raw") == "yes"):
             self._log.warning("the sender's data are encrypted, and these will not be", parent=self._names.parent)
-        return await receiving.prepare(self._place, seen, offer, state_dir)
+        return await receiving.prepare(self._place, seen, offer, name, scratch)
 
     async def _give_up(self, target: str, token: str | None, taken: receiving.Receiving | None) -> None:
         """Keep what can be gone on from, unless going on has brought nothing; take the rest away.

@@ -193,26 +193,25 @@ async def check_room(place: Place, seen: Picture, offer: Offer) -> None:
         free = (await place.look()).parent.number("available")
 
 
-async def prepare(place: Place, seen: Picture, offer: Offer, state_dir: Path) -> Target:
+async def prepare(place: Place, seen: Picture, offer: Offer, name: str, scratch: Path) -> Target:
     """Make what the stream is received into, as far as it can be. Raises ReceiveFailed."""
-    name = place.names.new_restoring()
     options = {
         **await place.suitable(seen),
         "canmount": "noauto",
-        "mountpoint": str(scratch(state_dir, name)),
+        "mountpoint": str(scratch),
         OF: place.names.live,
         **({FROM: offer.detail["peer"]} if "peer" in offer.detail else {}),
     }
     words = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
     if offer.detail.get("form") == "increment":
         await _prepare_base(seen, name, words, offer.detail.get("base", ""))
-        return Target(name, scratch(state_dir, name), dressed=True)
+        return Target(name, scratch, dressed=True)
     # A stream can be received over neither an encrypted dataset nor, if it is a raw one, over any.
     over = not (offer.detail.get("raw") == "yes" or seen.parent.encrypted)
     check_encryption(seen, encrypted=not over)
     if over:
         await zfs("create", *words, name)
-    return Target(name, scratch(state_dir, name), dressed=over, over=over)
+    return Target(name, scratch, dressed=over, over=over)
 
 
 async def _prepare_base(seen: Picture, target: str, options: Sequence[str], guid: str) -> None:

@@ -30,6 +30,7 @@ class Cut:
     guid: str
     base: str | None
     """The guid of the snapshot that it builds on."""
+    raw: bool
 
 
 async def read_token(token: str) -> Cut | None:
@@ -42,7 +43,9 @@ async def read_token(token: str) -> Cut | None:
         return None
     name = re.search(r"toname = (\S+)", said)
     guids = {key: str(int(value, 16)) for key, value in re.findall(r"(toguid|fromguid) = (?:0x)?([0-9a-f]+)", said)}
-    return Cut(name[1], guids["toguid"], guids.get("fromguid")) if name and "toguid" in guids else None
+    if name is None or "toguid" not in guids:
+        return None
+    return Cut(name[1], guids["toguid"], guids.get("fromguid"), "rawok = 1" in said)
 
 
 def base_for(wanted: Mapping[str, str], snapshots: Sequence[Dataset]) -> Dataset | None:
