@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -76,17 +77,22 @@ class Measured:
 
 async def measure(rounds: int, names: Sequence[str] = NAMES, seconds: float = SECONDS) -> Section:
     on = machine(Patroni=VERSION)
-    measured = {name: Measured() for name in names}
+    measured, failed = {name: Measured() for name in names}, []
     for group in ([name for name in names if name not in TOGETHER], [name for name in names if name in TOGETHER]):
         if group:
-            await _group({name: measured[name] for name in group}, rounds, seconds)
+            try:
+                await _group({name: measured[name] for name in group}, rounds, seconds)
+            except Exception as error:  # noqa: BLE001 - the others are worth measuring
+                traceback.print_exc()
+                failed.append(" ".join(f"all of {', '.join(group)}: {type(error).__name__} {error}".split()))
     return Section(
         columns={name: ENTRIES[name].name for name in names},
         rows={
-            key: Row(**{**dict(row), "values": {name: measured[name].values[key] for name in names}})
+            key: Row(**{**dict(row), "values": {name: measured[name].values.get(key, ()) for name in names}})
             for key, row in ROWS.items()
         },
         notes=NOTES,
+        failed=failed,
         spans={"idle-memory": _imports()},
         machine=on,
     )

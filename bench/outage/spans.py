@@ -33,6 +33,8 @@ def spans(logs: Iterable[tuple[str, Path]], clock: float, moment: float, began: 
 
 
 def _words(entry: dict[str, object]) -> str:
+    """Without the paths of this machine."""
     event = entry.pop("event", "")
-    values = " ".join(f"{key}={value}" for key, value in entry.items() if key not in ("peer", "level") and value)
-    return f"{event}  {values}"[:LONGEST]
+    told = {key: str(value) for key, value in entry.items() if key not in ("peer", "level") and value}
+    values = " ".join(f"{key}={value}" for key, value in told.items() if not value.startswith("/"))
+    return f"{event}  {values}".rstrip()[:LONGEST]
