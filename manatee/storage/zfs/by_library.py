@@ -84,7 +84,8 @@ class Library:
                 raise Missing(f"{missing[0].decode()} does not exist")
             yield
         finally:
-            os.close(device)  # and with it goes the hold
+            # And with it goes the hold; on a busy pool that waits for the disk.
+            await asyncio.shield(asyncio.create_task(asyncio.to_thread(os.close, device)))
 
     async def release_stale(self) -> int:
         return await self._command.release_stale()  # of a time when zfs(8) was used
