@@ -180,20 +180,17 @@ class LocalShard:
 
     async def __aenter__(self) -> Self:
         async with contextlib.AsyncExitStack() as stack:
-            self.directory = stack.enter_context(run_directory(readable_by=self._user))
-            self._check_ports()
+            self.directory = await self.prepare(stack)
             self.pool = self._open_pool(stack)
             self.postgresql = within_reach(self.postgresql, self._user, self.directory)
-            self.zookeeper = ZooKeeperServer(
-                self.directory / "zookeeper", address=self._zookeeper_address[0], port=self._zookeeper_address[1]
-            )
-            await stack.enter_async_context(self.zookeeper)
             self._write_common()
             self.peers = tuple(self._write_peer(number, ip) for number, ip in enumerate(self.addresses, 1))
-            programs = [self._program(daemon, peer) for peer in self.peers for daemon in DAEMONS]
+            programs = [self.command(daemon, peer) for peer in self.peers for daemon in DAEMONS]
+            programs += self.other_programs()
             self.supervisor = await stack.enter_async_context(Supervisor(programs, socket=self.socket))
+            await self.start_zookeeper(stack)
             await self._start_coordination(stack)
-            for peer in self.peers:
+            for peer in self.first_peers:
                 await self.start_peer(peer)
             self._closing = stack.pop_all()
         return self
@@ -209,7 +206,7 @@ class LocalShard:
     @property
     def environment(self) -> dict[str, str]:
         """What `manatee-adm` takes to be about this shard."""
-        return {"ZK_IPS": self.zookeeper.servers, "SHARD": self.name}
+        return {"ZK_IPS": self.servers, "SHARD": self.name}
 
     @property
     def last_words(self) -> list[str]:
@@ -220,6 +217,86 @@ class LocalShard:
                 said = peer.log("sitter").read_text(errors="replace").splitlines()
                 lines += [f"{peer.label} {line}" for line in said[-10:]]
         return lines
+
+    # --- Where it is: for those who have another place for it -----------------------------------------------------
+
+    postgresql_conf = POSTGRESQL_CONF
+    pg_hba_conf = PG_HBA_CONF
+
+    async def prepare(self, stack: contextlib.AsyncExitStack) -> Path:
+        """The directory for everything. Raises ShardFailed if it is already clear that the shard cannot run."""
+        directory = stack.enter_context(run_directory(readable_by=self._user))
+        self._check_ports()
+        return directory
+
+    @property
+    def servers(self) -> str:
+        """ZooKeeper's connect string."""
+        address, port = self._zookeeper_address
+        return f"{address}:{port}"
+
+    async def start_zookeeper(self, stack: contextlib.AsyncExitStack) -> None:
+        """Returns when it serves; the supervisor is there already. It ends with the stack."""
+        address, port = self._zookeeper_address
+        self.zookeeper = ZooKeeperServer(self.directory / "zookeeper", address=address, port=port)
+        await stack.enter_async_context(self.zookeeper)
+
+    def other_programs(self) -> Sequence[Program]:
+        """What the supervisor has besides the peers' daemons."""
+        return ()
+
+    @property
+    def first_peers(self) -> Sequence[LocalPeer]:
+        """Those that are started in the beginning."""
+        return self.peers
+
+    def disk(self, _number: int, directory: Path) -> Path:
+        """The directory that is to hold a peer's data and its memory, made; `directory` is for the rest of the peer."""
+        return directory
+
+    def settings_of(self, number: int, ip: str, directory: Path, disk: Path) -> dict[str, dict[str, object]]:
+        """What a peer's daemons read, by section."""
+        common = self.directory
+        postgres: dict[str, object] = {
+            "bin_dir": self.postgresql.bin_dir,
+            "config_file": directory / "postgresql.conf",
+            "hba_file": common / "pg_hba.conf",
+            "ident_file": common / "pg_ident.conf",
+            "socket_dir": directory / "socket",
+        }
+        if self._user is not None:
+            postgres["user"] = self._user
+        settings: dict[str, dict[str, object]] = {
+            "shard": {"name": self.name},
+            "peer": {
+                "ip": ip,
+                "zone_id": str(uuid.uuid5(uuid.NAMESPACE_OID, ip)),
+                "postgres_port": self._ports[0],
+                "backup_port": self._ports[1],
+            },
+            "zookeeper": {"servers": self.servers, "session_timeout": self.session_timeout},
+            "postgres": postgres,
+            "storage": {"driver": self.storage, "directory": disk / "store"},
+            "backup": {"token_file": common / "token"},
+            "sitter": {"state_dir": disk / "state"},
+            "service": {
+                "manager": "supervisor",
+                "sitter": program_name("sitter", number),
+                "supervisor_socket": self.socket,
+            },
+        }
+        if self.pool is not None:
+            settings["storage"]["dataset"] = self.dataset(number)
+        for section, values in self._overrides.items():
+            settings.setdefault(section, {}).update(values)
+        return settings
+
+    def command(self, daemon: str, peer: LocalPeer) -> Program:
+        """How a daemon is run."""
+        # A program of this size gains nothing from malloc arenas for each thread, and they count as resident memory.
+        env = {"MALLOC_ARENA_MAX": "2", "PYTHONUNBUFFERED": "1"}
+        argv = (script(f"manatee-{daemon}"), "-c", peer.settings_file)
+        return Program(program_name(daemon, peer.number), argv, peer.log(daemon), env, grace=20.0)
 
     # --- The peers ----------------------------------------------------------------------------------------------
 
@@ -350,8 +427,8 @@ class LocalShard:
     def _write_common(self) -> None:
         owner = self._user or user_name()
         for name, text in (
-            ("postgresql.conf", POSTGRESQL_CONF),
-            ("pg_hba.conf", PG_HBA_CONF),
+            ("postgresql.conf", self.postgresql_conf),
+            ("pg_hba.conf", self.pg_hba_conf),
             ("pg_ident.conf", PG_IDENT_CONF.format(owner=owner)),
         ):
             (self.directory / name).write_text(text)
@@ -363,65 +440,24 @@ class LocalShard:
     def _write_peer(self, number: int, ip: str) -> LocalPeer:
         directory = self.directory / f"peer{number}"
         directory.mkdir(mode=0o711)
-        (directory / "state").mkdir(mode=0o755)
-        for name in ("store", "socket"):
-            (directory / name).mkdir(mode=0o700)
+        disk = self.disk(number, directory)
+        (disk / "state").mkdir(mode=0o755)
+        for place in (disk / "store", directory / "socket"):
+            place.mkdir(mode=0o700)
             if self._user is not None:
-                shutil.chown(directory / name, self._user)
+                shutil.chown(place, self._user)
         if self.pool is not None:
             zfs.create(f"{self.pool}/peer{number}")
         base = directory / "postgresql.conf"  # each peer's own, as on machines of their own
         base.write_text(f"include '{self.directory / 'postgresql.conf'}'\n")
         base.chmod(0o644)
         path = directory / "manatee.toml"
-        path.write_text(as_toml(self._settings(number, ip, directory)))
+        path.write_text(as_toml(self.settings_of(number, ip, directory, disk)))
         return LocalPeer(number, load(path), directory)
 
     def dataset(self, number: int) -> str:
         """The dataset of a peer's data, which its sitter creates in one that is the peer's own."""
         return f"{self.pool}/peer{number}/manatee"
-
-    def _settings(self, number: int, ip: str, directory: Path) -> dict[str, dict[str, object]]:
-        common = self.directory
-        postgres: dict[str, object] = {
-            "bin_dir": self.postgresql.bin_dir,
-            "config_file": directory / "postgresql.conf",
-            "hba_file": common / "pg_hba.conf",
-            "ident_file": common / "pg_ident.conf",
-            "socket_dir": directory / "socket",
-        }
-        if self._user is not None:
-            postgres["user"] = self._user
-        settings: dict[str, dict[str, object]] = {
-            "shard": {"name": self.name},
-            "peer": {
-                "ip": ip,
-                "zone_id": str(uuid.uuid5(uuid.NAMESPACE_OID, ip)),
-                "postgres_port": self._ports[0],
-                "backup_port": self._ports[1],
-            },
-            "zookeeper": {"servers": self.zookeeper.servers, "session_timeout": self.session_timeout},
-            "postgres": postgres,
-            "storage": {"driver": self.storage, "directory": directory / "store"},
-            "backup": {"token_file": common / "token"},
-            "sitter": {"state_dir": directory / "state"},
-            "service": {
-                "manager": "supervisor",
-                "sitter": program_name("sitter", number),
-                "supervisor_socket": self.socket,
-            },
-        }
-        if self.pool is not None:
-            settings["storage"]["dataset"] = self.dataset(number)
-        for section, values in self._overrides.items():
-            settings.setdefault(section, {}).update(values)
-        return settings
-
-    def _program(self, daemon: str, peer: LocalPeer) -> Program:
-        # A program of this size gains nothing from malloc arenas for each thread, and they count as resident memory.
-        env = {"MALLOC_ARENA_MAX": "2", "PYTHONUNBUFFERED": "1"}
-        argv = (script(f"manatee-{daemon}"), "-c", peer.settings_file)
-        return Program(program_name(daemon, peer.number), argv, peer.log(daemon), env, grace=20.0)
 
 
 def script(name: str) -> Path:

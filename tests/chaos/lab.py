@@ -14,17 +14,15 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from pathlib import Path
-from typing import Self
 
 import psutil
 
-from demo.postgresql import Installation, choose, unprivileged_user, within_reach
+from demo.postgresql import Installation, choose
 from demo.process import Child, alive
-from demo.shard import DAEMONS, LocalPeer, LocalShard, script
-from demo.supervisor import Program, Supervisor
-from demo.zookeeper import ZooKeeperServer
+from demo.shard import LocalPeer, LocalShard, ShardFailed, script
+from demo.supervisor import Program
 from manatee.client import Address, connect_writable
 from manatee.cluster import ClusterState
 from tests.chaos.ensemble import NODES, Ensemble
@@ -61,6 +59,9 @@ host  replication all all trust
 class Lab(LocalShard):
     """Peers named peer1, peer2, ...; clients client1, ...; the nodes of `Ensemble`."""
 
+    postgresql_conf = POSTGRESQL_CONF
+    pg_hba_conf = PG_HBA_CONF
+
     def __init__(
         self,
         slot: Slot,
@@ -89,40 +90,33 @@ class Lab(LocalShard):
             session_timeout=session_timeout,
             overrides=overrides,
         )
-        self._stack = contextlib.AsyncExitStack()
         self._shift = 0
         self._writing: list[tuple[str, Child]] = []
         self._under_way: set[asyncio.Task[object]] = set()
         self.last_state: ClusterState | None = None
         """What ZooKeeper held when it could be asked last."""
 
-    async def __aenter__(self) -> Self:
-        async with contextlib.AsyncExitStack() as stack:
-            self._user = unprivileged_user()
-            self.directory = self.slot.directory
-            self._pool = self._open_pool(stack)
-            self.postgresql = within_reach(self.postgresql, self._user, self.directory)
-            await self.network.start()
-            self.ensemble = Ensemble(self.network, self.directory)
-            # Never started: it stands in for the ensemble where our base writes settings, which we then correct.
-            self.zookeeper = ZooKeeperServer(self.directory / "zookeeper", address=self.network.nodes[NODES[0]])
-            self._write_common()
-            (self.directory / "postgresql.conf").write_text(POSTGRESQL_CONF)
-            (self.directory / "pg_hba.conf").write_text(PG_HBA_CONF)
-            self.peers = tuple(self._write_peer(number, ip) for number, ip in enumerate(self.addresses, 1))
-            programs = self.ensemble.programs()
-            programs += [self._program(daemon, peer) for peer in self.peers for daemon in DAEMONS]
-            self.supervisor = await stack.enter_async_context(Supervisor(programs, socket=self.socket))
-            for node in NODES:
-                await self.supervisor.start(node)
-            async with asyncio.timeout(60):
-                while await self.ensemble.leader() is None:
-                    await asyncio.sleep(0.1)
-            await self._start_coordination(stack)
-            for peer in self.peers[: self.members]:
-                await self.start_peer(peer)
-            self._stack = stack.pop_all()
-        return self
+    async def prepare(self, stack: contextlib.AsyncExitStack) -> Path:
+        await self.network.start()
+        self.ensemble = Ensemble(self.network, self.slot.directory)
+        return self.slot.directory
+
+    @property
+    def servers(self) -> str:
+        return self.ensemble.servers
+
+    def other_programs(self) -> Sequence[Program]:
+        return self.ensemble.programs()
+
+    async def start_zookeeper(self, stack: contextlib.AsyncExitStack) -> None:
+        for node in NODES:
+            await self.supervisor.start(node)
+        if not await self.ensemble.serves(within=60.0 * SLOWNESS):
+            raise ShardFailed("ZooKeeper has no leader")
+
+    @property
+    def first_peers(self) -> Sequence[LocalPeer]:
+        return self.peers[: self.members]
 
     async def __aexit__(self, *exc: object) -> None:
         try:
@@ -131,11 +125,7 @@ class Lab(LocalShard):
                 task.cancel()
             await asyncio.gather(*self._under_way, return_exceptions=True)
         finally:
-            await self._stack.aclose()
-
-    @property
-    def environment(self) -> dict[str, str]:
-        return {"ZK_IPS": self.ensemble.servers, "SHARD": self.name}
+            await super().__aexit__(*exc)
 
     async def evict(self, peer: LocalPeer) -> bool:
         """Remove its election node; whether it had one. Raises manatee.coordination's errors."""
@@ -274,25 +264,16 @@ class Lab(LocalShard):
 
     # --- What is written before anything is started -------------------------------------------------------------
 
-    def _write_peer(self, number: int, ip: str) -> LocalPeer:
+    def disk(self, number: int, directory: Path) -> Path:
+        (directory / "clock").write_text("+0\n")
         disk = self.directory / f"peer{number}-disk"
         disk.mkdir(mode=0o755)
         options = f"size={DISK}m,mode=755"
         subprocess.run(["mount", "-t", "tmpfs", "-o", options, f"chaos-peer{number}", disk], check=True)
-        for name, mode in (("store", 0o700), ("state", 0o755)):
-            (disk / name).mkdir(mode=mode)
-        if self._user is not None:
-            shutil.chown(disk / "store", self._user)
-        peer = super()._write_peer(number, ip)
-        self.clock(peer).write_text("+0\n")
-        return peer
+        return disk
 
-    def _settings(self, number: int, ip: str, directory: Path) -> dict[str, dict[str, object]]:
-        settings = super()._settings(number, ip, directory)
-        disk = self.directory / f"peer{number}-disk"
-        settings["storage"]["directory"] = disk / "store"
-        settings["sitter"]["state_dir"] = disk / "state"
-        settings["zookeeper"]["servers"] = self.ensemble.servers
+    def settings_of(self, number: int, ip: str, directory: Path, disk: Path) -> dict[str, dict[str, object]]:
+        settings = super().settings_of(number, ip, directory, disk)
         settings["log"] = {"format": "json"}
         if self.clocks:
             settings["postgres"]["bin_dir"] = self._wrapped(directory)
@@ -314,8 +295,8 @@ class Lab(LocalShard):
         """The file that says how far the peer's clock is off, in libfaketime's words."""
         return peer.directory / "clock"
 
-    def _program(self, daemon: str, peer: LocalPeer) -> Program:
-        ordinary = super()._program(daemon, peer)
+    def command(self, daemon: str, peer: LocalPeer) -> Program:
+        ordinary = super().command(daemon, peer)
         argv, options = ordinary.argv, []
         if self.clocks:
             options += ["--clock", str(self.clock(peer))]
