@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import time
-from collections.abc import AsyncIterator, Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -15,7 +17,7 @@ from tests.chaos.ensemble import NODES
 from tests.chaos.history import Operation, operations
 from tests.chaos.lab import SLOWNESS, Lab, kill
 from tests.chaos.rounds import Result, settle, takes_writes
-from tests.chaos.topology import between
+from tests.chaos.topology import Pair, between
 
 PATIENCE = 90.0 * SLOWNESS
 """Seconds for anything to come about: the machine may be busy."""
@@ -172,6 +174,51 @@ class Stage:
         finally:
             await self.lab.network.mend(pairs)
             self.note(f"{' and '.join(side)} are back")
+
+    @asynccontextmanager
+    async def refused(self, pairs: Sequence[Pair]) -> AsyncIterator[None]:
+        """A firewall answers for the second of each pair what the first sends, as if nobody were there."""
+        self.note("; ".join(f"{to} refuses what {one} sends" for one, to in pairs))
+        await self.lab.network.cut(pairs, "refuse")
+        try:
+            yield
+        finally:
+            await self.lab.network.mend(pairs, "refuse")
+            self.note("nobody refuses anything any more")
+
+    @asynccontextmanager
+    async def death_not_believed(self) -> AsyncIterator[None]:
+        """Nobody is evicted while this lasts: the sitters are told so, and read their settings again."""
+        ordinary = {peer: peer.settings_file.read_text() for peer in self.lab.peers}
+        try:
+            for peer, text in ordinary.items():
+                peer.settings_file.write_text(text.replace("[sitter]\n", "[sitter]\nevict_dead = false\n"))
+            await self._reread(neighbours=False)
+            yield
+        finally:
+            for peer, text in ordinary.items():
+                peer.settings_file.write_text(text)
+            await self._reread(neighbours=True)
+
+    async def _reread(self, *, neighbours: bool) -> None:
+        """SIGHUP to every sitter; until the primary's and the sync's look out for each other, or no longer do."""
+        for peer in self.lab.peers:
+            if process := self.lab.program(peer.programs[0]):
+                process.send_signal(signal.SIGHUP)
+        async with asyncio.timeout(PATIENCE):
+            for peer in (await self.primary(), await self.sync()):
+                while bool((await operator.ask(peer, "/state") or {}).get("neighbour")) is not neighbours:
+                    await asyncio.sleep(0.1)
+
+    def evictions(self, since: float) -> Counter[str]:
+        """How often each node that lives was evicted since this moment of the monotonic clock."""
+        return Counter(
+            event.subject for event in self.lab.journal.events if event.kind == "evicted" and event.at >= since
+        )
+
+    def seen_dead(self, peer: LocalPeer) -> int:
+        """How many peers this one has evicted, by its log."""
+        return peer.log("sitter").read_text(errors="replace").count("evicted a dead peer")
 
     async def zookeeper(self, *, up: bool, nodes: tuple[str, ...] = NODES) -> None:
         self.note(f"{', '.join(nodes)}: {'up' if up else 'down'}")

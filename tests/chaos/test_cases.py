@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import time
 from collections.abc import AsyncIterator
 
 import pytest
@@ -17,10 +18,11 @@ import pytest_asyncio
 from demo.postgresql import choose
 from tests.chaos.chronicle import Chronicle
 from tests.chaos.history import Journal
-from tests.chaos.lab import Lab, complete
+from tests.chaos.lab import SLOWNESS, Lab, complete
 from tests.chaos.rounds import Result, look_at_everything, under_way
 from tests.chaos.slot import claimed, obstacle
 from tests.chaos.stage import Stage
+from tests.chaos.topology import between
 
 ASKED_FOR = os.environ.get("MANATEE_CHAOS") == "cases"
 pytestmark = [
@@ -30,7 +32,7 @@ pytestmark = [
     pytest.mark.skipif(bool(ASKED_FOR and obstacle()), reason=str(ASKED_FOR and obstacle())),
 ]
 
-SESSION = 8.0
+SESSION = 8.0 * SLOWNESS
 """Seconds after which a silent peer is absent."""
 SHORT = 2.0
 """Seconds of a partition that is well below that."""
@@ -197,16 +199,63 @@ async def test_an_async_that_was_cut_off_for_long_leaves_and_comes_back(stage: S
 @pytest.mark.parametrize("role", ["primary", "sync", "async"])
 @pytest.mark.parametrize("what", ["sitter", "postmaster"])
 async def test_what_is_killed_and_back_in_time_changes_no_role(stage: Stage, role: str, what: str) -> None:
-    """A restart below the session timeout. (The async may leave the list for a moment.)"""
+    """A restart below the session timeout, where death is not believed. (The async may leave the list for a moment.)"""
     before, peer = await stage.state(), await stage.by_role(role)
-    await (stage.kill_sitter(peer) if what == "sitter" else stage.kill_postmaster(peer))
-    if await stage.answers(peer) > SESSION - 2.0:
-        pytest.skip("this machine is too busy to start a sitter within a session's timeout")
-    await stage.complete()
-    await stage.writable()
+    async with stage.death_not_believed():
+        await (stage.kill_sitter(peer) if what == "sitter" else stage.kill_postmaster(peer))
+        if await stage.answers(peer) > SESSION - 2.0:
+            pytest.skip("this machine is too busy to start a sitter within a session's timeout")
+        await stage.complete()
+        await stage.writable()
     after = await stage.state()
     assert after.generation == before.generation
     assert [each.id for each in after.assigned] == [each.id for each in before.assigned]
+
+
+@pytest.mark.parametrize("role", ["primary", "sync"])
+async def test_a_sitter_that_is_killed_is_seen_dead(stage: Stage, role: str) -> None:
+    """Its PostgreSQL dies with it. The other of primary and sync evicts it at once, and goes on without it."""
+    before, peer = await stage.state(), await stage.by_role(role)
+    other = await stage.by_role("sync" if role == "primary" else "primary")
+    evicted = stage.seen_dead(other)
+    await stage.kill_sitter(peer)
+    state = await stage.generation(before.generation + 1)
+    assert state.primary.id == other.id
+    assert stage.seen_dead(other) == evicted + 1
+    await stage.writable()
+    await stage.complete()
+    assert await stage.first_async() is peer
+
+
+async def test_a_postmaster_that_is_killed_is_not_a_dead_peer(stage: Stage) -> None:
+    """Its sitter answers, and starts it again."""
+    async with stage.no_change():
+        await stage.kill_postmaster(await stage.primary())
+        await stage.writable()
+        await stage.complete()
+
+
+@pytest.mark.parametrize("who", ["primary", "sync", "both", "primary-to-all", "sync-to-all"])
+async def test_a_firewall_that_refuses_costs_one_needless_takeover_at_most(stage: Stage, who: str) -> None:
+    """What looks like death is none. Nobody is evicted twice, and the shard is as before when it is over."""
+    began, before = time.monotonic(), await stage.state()
+    primary, sync = stage.lab.node(await stage.primary()), stage.lab.node(await stage.sync())
+    async_ = stage.lab.node(await stage.first_async())
+    pairs = {
+        "primary": [(sync, primary)],
+        "sync": [(primary, sync)],
+        "both": between([primary], [sync]),
+        "primary-to-all": [(sync, primary), (async_, primary)],
+        "sync-to-all": [(primary, sync), (async_, sync)],
+    }
+    async with stage.refused(pairs[who]):
+        await asyncio.sleep(2 * SESSION)
+        if who != "primary-to-all":  # nobody could confirm a commit to it, and it lives
+            await stage.writable()
+    await stage.complete()
+    await stage.writable()
+    assert max(stage.evictions(began).values(), default=0) <= 1
+    assert (await stage.state()).generation <= before.generation + 2  # one for the eviction, one for a link that is cut
 
 
 @pytest.mark.parametrize("role", ["primary", "sync", "async"])
