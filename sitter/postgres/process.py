@@ -18,6 +18,7 @@ import shutil
 import signal
 import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -128,10 +129,11 @@ class Postmaster:
         lock = leftovers.lock_file(self._data_dir)
         return lock.status if lock is not None and lock.pid == self.pid else None
 
-    async def start(self, config_file: Path, *, timeout: float) -> None:
+    async def start(self, config_file: Path, *, timeout: float, first: Callable[[], None] = lambda: None) -> None:
         """Start the server on the data directory; returns when it listens, which may be long before it lets anyone in.
 
-        Whatever an earlier sitter left running on this data directory is ended first. Raises StartFailed, with the
+        Whatever an earlier sitter left running on this data directory is ended before anything is done, and `first` is
+        what is done to data on which nothing runs: it may be called again, and raise. Raises StartFailed, with the
         server's last words, if it ends before it listens or takes longer than `timeout` seconds; StopFailed if an old
         server cannot be ended. After an error or a cancellation nothing runs.
         """
@@ -145,6 +147,7 @@ class Postmaster:
         while True:
             await leftovers.end(self._data_dir, self._log, grace=IMMEDIATE_GRACE, timeout=timeout)
             leftovers.forget_stale_lock(self._data_dir, self._log)
+            first()
             await self._spawn(config_file)
             try:
                 if await self._listening(deadline):

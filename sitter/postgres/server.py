@@ -99,17 +99,20 @@ class Server:
         A primary that has died while nobody stopped it begins with what it had: to ask the programs what the operator's
         file says takes longer than the start.
         """
-        timeout = self._settings.postgres.start_timeout
+        control: ControlData | None = None
         if as_standby or self.standby or not self._foundation or self.replication == STOPPED:
             control = await self._lay_foundation(as_standby=as_standby)
+        foundation, self._foundation = self._foundation, {}
+
+        def prepare() -> None:
             if control is not None:  # at once: a thread would outlive a cancellation, and PostgreSQL may run by then
                 blank.remove_blank(self._settings.storage.data_dir, control.wal_segment_size, self._log)
-        foundation, self._foundation = self._foundation, {}
-        configuration.set_standby_signal(self._settings, as_standby)
-        self._report_taken(configuration.clean_auto_conf(self._settings))
+            configuration.set_standby_signal(self._settings, as_standby)
+            self._report_taken(configuration.clean_auto_conf(self._settings))
+
         path = configuration.write(self._settings, foundation, replication)
         self.replication, self.standby = replication, as_standby
-        await self._postmaster.start(path, timeout=timeout)
+        await self._postmaster.start(path, timeout=self._settings.postgres.start_timeout, first=prepare)
         self._foundation = foundation
 
     async def _lay_foundation(self, *, as_standby: bool) -> ControlData | None:

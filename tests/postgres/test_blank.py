@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import psutil
+import pytest
 import structlog
 
 from manatee.lsn import Lsn
-from sitter.postgres import queries, wal_end
+from sitter.postgres import blank, queries, wal_end
 from sitter.postgres.blank import remove_blank
 from sitter.postgres.configuration import ALONE, NOBODY, Replication
 from sitter.postgres.promote import promote
-from tests.postgres.local import Machines, give, until
+from tests.postgres.local import Machines, Node, give, until
 from tests.postgres.test_compare import replayed, work
 
 LOG = structlog.get_logger()
@@ -69,6 +71,23 @@ async def test_while_a_standby_runs_nothing_is_taken_from_it(machines: Machines)
     assert made.exists()
 
 
+async def test_what_a_dead_sitter_left_running_is_ended_before_anything_is_taken_from_its_data(
+    machines: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A receiver that runs on may be about to write to the segment that is still blank."""
+    before = machines.initialized()
+    await before.start(Replication(NOBODY, read_only=True), standby=True)
+    left = before.postmaster.pid
+    assert left is not None
+    alive: list[bool] = []
+    process = psutil.Process(left)
+    monkeypatch.setattr(blank, "remove_blank", lambda *_: alive.append(_runs(process)))
+    after = Node(before.settings, before.version)
+    await after.start(Replication(NOBODY, read_only=True), standby=True)
+    assert alive == [False]
+    await after.server.stop("immediate")
+
+
 def test_what_was_written_stays(machines: Machines) -> None:
     node = machines.initialized()
     wal = node.data_dir / "pg_wal"
@@ -78,3 +97,10 @@ def test_what_was_written_stays(machines: Machines) -> None:
     before = {path.name for path in wal.iterdir()}
     remove_blank(node.data_dir, SEGMENT, LOG)
     assert {path.name for path in wal.iterdir()} == before
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
