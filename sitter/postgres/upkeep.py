@@ -1,12 +1,14 @@
 """What a PostgreSQL that runs needs from time to time: the peers' role, the slots, and that its settings hold.
 
-Beside the transitions and never in their way: nothing here is waited for by a decision, and nothing here waits for
-replication. Everything is looked at anew each time, so a look that fails is made good by the next.
+Beside the transitions and never in their way: nothing here is waited for by a decision, nothing here waits for
+replication, and what is new is looked at a moment later, since most of it is new in the midst of a takeover, which has
+better use for the processor. Everything is looked at anew each time, so a look that fails is made good by the next.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -26,7 +28,7 @@ INTERVAL = 10.0
 """Seconds between two looks when nothing is new."""
 
 SOON = 1.0
-"""Seconds until the next look after one that has found something to do, or that failed."""
+"""Seconds until the next look after one that has found something to do, or that failed, and after news."""
 
 
 @dataclass(frozen=True)
@@ -80,11 +82,10 @@ class Upkeep:
         """Until cancelled."""
         pause = SOON
         while True:
-            try:
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await self._news.wait()
-            except TimeoutError:
-                pass
+                    await asyncio.sleep(SOON)
             self._news.clear()
             pause = INTERVAL if await self.look() else SOON
 
