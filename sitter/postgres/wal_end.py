@@ -32,6 +32,9 @@ TAIL = 1 << 16
 _PAGE_HEADER, _LONG_PAGE_HEADER = 24, 40
 """Bytes of a page's header, and of the header of the first page of a segment."""
 
+_NO_LENGTH = bytes(4)
+"""Where a record would begin with its length, or a page with its magic number."""
+
 _BACK_OFF = (0, 1, 16, 256)
 """Pages before the known position in which a record is looked for to start with; after that, all the way from redo."""
 
@@ -147,6 +150,21 @@ class _Log:
             number += 1
         return Lsn(number * self.segment_size)
 
+    def nothing_at(self, stretch: Stretch, position: Lsn) -> bool:
+        """No record begins here, as a glance shows: it would begin with its length, and its page with a number.
+
+        Mostly so where the segment is new; one that is used again holds old records there. False if it is not so, or
+        not known.
+        """
+        if position < stretch.begin:
+            return False
+        try:
+            with (self.data_dir / "pg_wal" / self.name(stretch.timeline, position)).open("rb") as segment:
+                segment.seek(position % self.segment_size)
+                return segment.read(len(_NO_LENGTH)) == _NO_LENGTH
+        except OSError:
+            return False
+
     def lineage(self, control: Checkpoint) -> tuple[Stretch, ...]:
         """The history that recovery would follow: of the newest timeline that goes on from ours and has WAL here."""
         for timeline in sorted(self.histories, reverse=True):
@@ -201,6 +219,8 @@ class _Reader:
 
     async def _read(self, stretch: Stretch, control: Checkpoint, valid: Lsn, *, valid_start: bool) -> Lsn:
         """The end of the records on this stretch, all of which up to `valid` are; `valid` if nothing follows it."""
+        if not valid_start and self._log.nothing_at(stretch, valid):
+            return valid
         size = self._log.segment_size
         limit = self._log.limit(stretch.timeline, valid)
         limit = limit if stretch.end is None else min(limit, stretch.end)
