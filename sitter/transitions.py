@@ -368,7 +368,7 @@ class Transitions:
         elif self._server.replication.read_only:
             self._begin("waiting until the sync has caught up, to accept writes")
             if name != ALONE:
-                await caught_up(self._settings, name)
+                await caught_up(self._watch, name)
             await self._server.configure(Replication(name, read_only=False))
             self._log.info("accepting writes", sync=wanted.sync and wanted.sync.label)
 

@@ -119,9 +119,8 @@ async def seal_standby(settings: Settings, server: Server) -> Lsn:
     """
     async with _steps() as step:
         sealed = replace(server.replication, commits_wait_for=NOBODY, upstream=None, sealed=True)
-        await server.configure(sealed)
-        step.name = "replay"
-        async with queries.connect(settings, timeout=settings.postgres.start_timeout) as connection:
+        async with server.configured(sealed, timeout=settings.postgres.start_timeout) as connection:
+            step.name = "replay"
             return await _replay_all(settings, connection)
 
 
@@ -132,17 +131,16 @@ async def seal_primary(settings: Settings, server: Server, sync: Peer | None) ->
     for, are ended. Raises SealFailed, which says at which step, after `postgres.query_timeout` seconds; the name stays.
     """
     names = {server.replication.commits_wait_for, *([application_name(sync)] if sync else [])} - {NOBODY, ALONE}
-    async with _steps() as step:
-        await server.configure(replace(server.replication, commits_wait_for=NOBODY))
-        async with queries.connect(settings) as connection:
-            step.name = "probe"
-            async with _waiting_commit(settings, connection):
-                step.name = "walsender"
-                await _end_walsenders(connection, sorted(names))
-            step.name = "position"
-            row = await (await connection.execute("select pg_current_wal_flush_lsn()::text")).fetchone()
-            assert row is not None
-            return Lsn.parse(row[0])
+    nobody = replace(server.replication, commits_wait_for=NOBODY)
+    async with _steps() as step, server.configured(nobody) as connection:
+        step.name = "probe"
+        async with _waiting_commit(settings, connection):
+            step.name = "walsender"
+            await _end_walsenders(connection, sorted(names))
+        step.name = "position"
+        row = await (await connection.execute("select pg_current_wal_flush_lsn()::text")).fetchone()
+        assert row is not None
+        return Lsn.parse(row[0])
 
 
 @contextlib.asynccontextmanager

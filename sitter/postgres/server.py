@@ -7,8 +7,9 @@ counts once a new connection has read it back; what wins over it is repaired whe
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import replace
 from typing import Literal, LiteralString
 
@@ -135,17 +136,37 @@ class Server:
         A standby that does not let anyone in yet is told, and believed. Raises PostgresError if it does not come
         through within `postgres.query_timeout`.
         """
-        configuration.write(self._settings, self._foundation, replication)
-        self.replication = replication
-        self._postmaster.reload()
         if self._postmaster.status in ("starting", "standby"):
+            self._tell(replication)
             return
-        deadline = time.monotonic() + self._settings.postgres.query_timeout
-        while wrong := await self._wrong(replication):
+        async with self.configured(replication):
+            pass
+
+    @contextlib.asynccontextmanager
+    async def configured(
+        self, replication: Replication, *, timeout: float | None = None
+    ) -> AsyncIterator[queries.Connection]:
+        """As `configure`, of a server that lets us in; within, the new connection that sees it.
+
+        All that is done over it has `timeout` seconds (`postgres.query_timeout`).
+        """
+        self._tell(replication)
+        deadline = time.monotonic() + self._timeout
+        while True:
+            async with queries.connect(self._settings, timeout=timeout) as connection:
+                wrong = await self._wrong(connection, replication)
+                if not wrong:
+                    yield connection
+                    return
             self.repair(wrong)
             if time.monotonic() > deadline:
                 raise PostgresError(f"settings do not come into force: {', '.join(map(str, wrong))}")
             await asyncio.sleep(LOOK)
+
+    def _tell(self, replication: Replication) -> None:
+        configuration.write(self._settings, self._foundation, replication)
+        self.replication = replication
+        self._postmaster.reload()
 
     def obeys(self, facts: Facts) -> bool:
         """Whether what a look found is what it was told. ALTER SYSTEM, for one, wins over the sitter's file."""
@@ -166,11 +187,10 @@ class Server:
         self._floors = self._floors if smaller else floors
         return smaller
 
-    async def _wrong(self, replication: Replication) -> list[configuration.Wrong]:
+    async def _wrong(self, connection: queries.Connection, replication: Replication) -> list[Wrong]:
         expected = {name: value for name, value in self._foundation.items() if name in configuration.PROMISED}
         try:
-            async with queries.connect(self._settings, timeout=self._timeout) as connection:
-                return await configuration.read_back(connection, self._settings, expected | replication.values())
+            return await configuration.read_back(connection, self._settings, expected | replication.values())
         except psycopg.Error as error:
             raise PostgresError(f"PostgreSQL does not say what its settings are: {error}") from error
 
@@ -220,20 +240,21 @@ class Server:
     async def stop_cleanly(self) -> None:
         """Stop it so that the sync receives the shutdown record: checkpoint, gate, other walsenders ended, fast stop.
 
-        Within `postgres.handover_timeout` seconds; what has not stopped by then is stopped at once.
+        Within `postgres.handover_timeout` seconds; what has not stopped by then is stopped at once. From the gate on
+        nobody can write, so nothing is waited for that the stop itself does not need.
         """
         begun = time.monotonic()
         limit = self._settings.postgres.handover_timeout
         if not self.standby:
             try:
-                async with asyncio.timeout(limit):
-                    await self._execute("checkpoint")
-                    await self.configure(replace(self.replication, read_only=True))
-                    await self._execute(
+                async with queries.connect(self._settings, timeout=limit) as connection:
+                    await connection.execute("checkpoint")
+                    self._tell(replace(self.replication, read_only=True))
+                    await connection.execute(
                         "select pg_terminate_backend(pid) from pg_stat_replication where application_name <> %s",
-                        self.replication.commits_wait_for,
+                        [self.replication.commits_wait_for],
                     )
-            except (PostgresError, TimeoutError) as error:
+            except (PostgresError, psycopg.Error, OSError) as error:
                 self._log.warning("stopping at once: no clean stop is possible", error=str(error))
                 await self.stop("immediate")
         left = max(0.1, limit - (time.monotonic() - begun))

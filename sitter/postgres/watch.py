@@ -47,6 +47,8 @@ class Watch:
         """When the next look is to be one over a fresh connection."""
         self.facts: Facts | None = None
         """What the last successful look saw; None while PostgreSQL lets nobody in."""
+        self.asked_at = -float("inf")
+        """When that look began, by the monotonic clock."""
         self._last: Facts | None = None
         self.problem: str | None = None
         """Why the last look failed."""
@@ -120,8 +122,9 @@ class Watch:
         self.unidentified = None
 
     async def _look(self) -> None:
-        if time.monotonic() >= self._due:
-            self._due = time.monotonic() + self._settings.postgres.health_interval
+        begun = time.monotonic()
+        if begun >= self._due:
+            self._due = begun + self._settings.postgres.health_interval
             self._drop()
         try:
             await self._identify()
@@ -131,6 +134,7 @@ class Watch:
                 self.hung.clear()
                 return
             self.facts = self._on_newest_timeline(await self._quick_look() or await self._fresh_look())
+            self.asked_at = begun
             self.problem, self._refused_since = None, None
             self.hung.clear()
         except Hung as error:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -12,7 +10,6 @@ import psycopg
 import pytest
 import structlog
 
-from sitter.postgres import queries
 from sitter.postgres.errors import PostgresError
 from sitter.postgres.server import STOPPED, Server
 
@@ -41,17 +38,13 @@ async def test_settings_that_are_to_be_read_again_are_even_if_something_newer_co
     assert server.stale.is_set()
 
 
-async def test_a_question_that_postgresql_refuses_is_an_error_of_postgresql(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_question_that_postgresql_refuses_is_an_error_of_postgresql() -> None:
     """Not one that nobody expects."""
 
     class Refusing:
         async def execute(self, *_: object) -> None:
             raise psycopg.errors.InsufficientPrivilege("permission denied for view pg_settings")
 
-    @asynccontextmanager
-    async def connect(*_: object, **__: object) -> AsyncIterator[Refusing]:
-        yield Refusing()
-
-    monkeypatch.setattr(queries, "connect", connect)
+    refusing: Any = Refusing()
     with pytest.raises(PostgresError, match="permission denied"):
-        await Server(SETTINGS, structlog.get_logger())._wrong(STOPPED)
+        await Server(SETTINGS, structlog.get_logger())._wrong(refusing, STOPPED)
