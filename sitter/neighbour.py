@@ -28,7 +28,7 @@ PATIENCE = 0.5
 
 CONNECT_TIMEOUT = 2.0
 
-FIRST_DELAY, AT_FIRST = 0.05, 2.0
+FIRST_DELAY, AT_FIRST = 0.02, 2.0
 LONGEST_DELAY = 30.0
 """Seconds between two attempts to connect: in the first `AT_FIRST` seconds after a connection has ended, since what is
 killed takes a moment to be gone; then doubling up to the last."""
@@ -144,12 +144,12 @@ class Lookout:
         if doubt != self._doubt:
             self._doubt = doubt
             if doubt:
-                self._log.info("no connection to a peer, which is not seen dead", peer=one.label, reason=doubt)
+                self._log.info("no connection to a peer, which is not seen dead", neighbour=one.label, reason=doubt)
         if doubt:
             return
         detail = f"refused on both ports {ROUNDS} times within {time.monotonic() - begun:.2f} s"
         self._seen = Death(one.node, one.generation, detail), time.monotonic()
-        self._log.warning("seen dead", peer=one.label, node=one.node, detail=detail)
+        self._log.warning("seen dead", neighbour=one.label, node=one.node, detail=detail)
         self._on_change()
 
 
