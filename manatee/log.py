@@ -7,11 +7,27 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
-import structlog
-
 from manatee.config import Log
+
+
+@contextmanager
+def _without(module: str) -> Iterator[None]:
+    """Within, whoever would like to have this module has to do without, unless it is there already."""
+    known = module in sys.modules
+    sys.modules.setdefault(module, None)  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        if not known:
+            del sys.modules[module]
+
+
+with _without("rich"):  # which structlog has for the tracebacks of a terminal: 66 modules, 3 MiB in every daemon
+    import structlog
 
 Logger = structlog.typing.FilteringBoundLogger
 
@@ -26,7 +42,8 @@ def set_up(settings: Log, **context: Any) -> Logger:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     rendered = (
-        [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        # A traceback without the values of variables: a secret may be among them.
+        [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)]
         if readable
         else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     )

@@ -41,3 +41,9 @@ while time.monotonic() < ends:
 """
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
     assert (ended.returncode, "has not turned" in ended.stderr) == (status, status != 0)
+
+
+def test_a_daemon_takes_in_nothing_that_only_a_terminal_needs() -> None:
+    program = "import sys, sitter.main; print([name for name in ('rich', 'pygments') if name in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert found.stdout == "[]\n"
