@@ -37,11 +37,11 @@ class Pace:
 
 
 def remaining(done: int, total: int | None, rate: int | None) -> float | None:
-    """Seconds until `total`, at `rate`; None if that cannot be said.
+    """Seconds until `total`, at `rate`; None if that cannot be said, as when an estimate was too low.
 
-    >>> remaining(100, 300, 10), remaining(100, None, 10), remaining(100, 300, 0)
-    (20.0, None, None)
+    >>> remaining(100, 300, 10), remaining(100, None, 10), remaining(100, 300, 0), remaining(300, 300, 10)
+    (20.0, None, None, None)
     """
-    if total is None or not rate:
+    if total is None or not rate or done >= total:
         return None
-    return round(max(0, total - done) / rate, 1)
+    return round((total - done) / rate, 1)

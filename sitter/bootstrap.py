@@ -50,7 +50,7 @@ class Progress:
     bytes_done: int
     """With what came before, when a stream goes on where this restore was cut."""
     bytes_total: int | None
-    """The sender's estimate; never less than what has come."""
+    """The sender's estimate; never less than what has come, and just that when it is done."""
     started: str
     """When the restore, not this attempt, began."""
     error: str | None
@@ -132,7 +132,7 @@ class Restore:
                         if isinstance(error.__cause__, SourceBusy):
                             busy.append(error.__cause__.retry_after)
                     else:
-                        self._show(state="done", error=None)
+                        self._show(state="done", error=None, bytes_total=self.progress.bytes_done)
                         return restored
                 pause = delay
                 if busy:

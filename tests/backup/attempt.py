@@ -43,6 +43,11 @@ class Attempt:
             self.seconds = time.monotonic() - began
 
     @property
+    def estimate(self) -> int:
+        """The bytes that were to be expected, as they were first shown."""
+        return next(progress.bytes_total for progress in self.seen if progress.bytes_total)
+
+    @property
     def errors(self) -> list[str]:
         """What went wrong, each once."""
         return list(dict.fromkeys(progress.error for progress in self.seen if progress.error))

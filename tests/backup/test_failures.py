@@ -87,9 +87,13 @@ async def untouched(storage: Storage, peer: Peer) -> None:
 
 
 async def restores(storage: Storage, peer: Peer) -> None:
-    """The new data are there once nothing is in the way."""
-    await Attempt(peer).run(storage.source)
+    """The new data are there once nothing is in the way, and were about as many as foreseen."""
+    attempt = Attempt(peer)
+    restored = await attempt.run(storage.source)
     assert not (peer.data / "old").exists()
+    assert restored.bytes == attempt.seen[-1].bytes_done == attempt.seen[-1].bytes_total
+    # Of the newest segment of the log most is still a hole in ZFS, which counts.
+    assert 0.6 < restored.bytes / attempt.estimate <= 1.0
 
 
 @pytest.mark.parametrize(

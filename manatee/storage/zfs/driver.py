@@ -27,7 +27,7 @@ from manatee.storage.zfs.names import FROM, KEPT, SHARED, Names, is_own, new_nam
 from manatee.storage.zfs.picture import Picture
 from manatee.storage.zfs.place import Place
 from manatee.storage.zfs.receiving import Target
-from manatee.storage.zfs.sending import base_for, guess, offered, options_for, read_token, sending
+from manatee.storage.zfs.sending import base_for, guess, guess_difference, offered, options_for, read_token, sending
 
 KEPT_FOR = 3600.0
 """Seconds for which a receiver whose stream was cut can go on with it, whatever the snapshotter would drop."""
@@ -94,7 +94,7 @@ class Zfs:
 
     async def estimate(self) -> int:
         _, live = await self._checked()
-        return guess(live, [], live, None)
+        return await asyncio.to_thread(guess, self.data_dir, live)
 
     async def _live(self) -> tuple[Picture, Dataset]:
         """Raises NoDatabase unless it is mounted."""
@@ -179,7 +179,10 @@ class Zfs:
         sent, base = seen.found[order.snapshot], seen.found.get(order.base or "")
         size = await interface.estimate(order)
         if size is None and order.token is None:
-            size = guess(live, seen.snapshots(self._names.live), sent, base)
+            if base is None:
+                size = await asyncio.to_thread(guess, self.data_dir, live)
+            else:
+                size = guess_difference(live, seen.snapshots(self._names.live), sent, base)
         here = self._settings.identity.id
         return offered(order, identity, size, sent=sent, base=base, peer=here, encrypted=live.encrypted)
 

@@ -9,8 +9,9 @@ import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
-from manatee.storage import Offer, pipe
+from manatee.storage import Offer, datadir, pipe
 from manatee.storage.datadir import Identity
 from manatee.storage.errors import SendFailed
 from manatee.storage.zfs.command import Dataset, zfs
@@ -19,6 +20,12 @@ from manatee.storage.zfs.interface import Interface, Moving, Option, Order
 from manatee.storage.zfs.names import is_own
 
 DRIVER = "zfs"
+_HEADER = 312
+"""Bytes of a stream before each record of a file (`dmu_replay_record_t`): with small records it is a share of all."""
+_AROUND = 5
+"""About how many such there are of a file beside its contents."""
+_RECORD = 128 << 10
+_SECTOR = 512
 
 
 @dataclass(frozen=True)
@@ -70,16 +77,28 @@ def options_for(
     return frozenset(common)
 
 
-def guess(live: Dataset, snapshots: Sequence[Dataset], sent: Dataset, base: Dataset | None) -> int:
-    """About how many bytes a stream has, where ZFS cannot say: rather more than less, as it decompresses."""
-    size = sent.number("referenced")
-    if base is not None:
-        later = snapshots[snapshots.index(base) :]
-        # What was written since is what is new by size, and what took the place of what only older snapshots have.
-        size = max(0, size - base.number("referenced")) + sum(each.number("used") for each in later)
+def guess(data_dir: Path, live: Dataset) -> int:
+    """About how many bytes a stream of all of it has, where ZFS cannot say: rather more than less, as holes count.
+
+    (What the dataset refers to, and how well that is compressed, would count ZFS's own blocks as well.)
+    """
+    record = live.number("recordsize") or _RECORD
+
+    def in_stream(size: int) -> int:
+        records = -(-size // record)
+        return min(records * record, -(-size // _SECTOR) * _SECTOR) + (records + _AROUND) * _HEADER
+
+    return datadir.size_on_the_way(data_dir, frozenset(), in_stream)
+
+
+def guess_difference(live: Dataset, snapshots: Sequence[Dataset], sent: Dataset, base: Dataset) -> int:
+    """The same for what has changed since `base`."""
+    later = snapshots[snapshots.index(base) :]
+    # What was written since is what is new by size, and what took the place of what only older snapshots have.
+    size = max(0, sent.number("referenced") - base.number("referenced")) + sum(each.number("used") for each in later)
     with contextlib.suppress(ValueError):
         size = int(size * float(live["compressratio"].rstrip("x")))
-    return size + (1 << 20)
+    return size + size // (live.number("recordsize") or _RECORD) * _HEADER + (1 << 20)
 
 
 class Sending:
