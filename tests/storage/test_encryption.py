@@ -31,11 +31,14 @@ async def encrypted(peer: Peer, key: tuple[str, ...]) -> Peer:
 
 
 async def test_encrypted_data_are_restored_as_they_lie_on_the_disk(new_peer: NewPeer, key: tuple[str, ...]) -> None:
-    """All of them, then the difference; by a peer whose own are encrypted with that key, and which has it in a file."""
+    """All of them, and the difference for a rebuild; by a peer whose own have that key, and which has it in a file."""
     source, target = await new_peer(*key).fill(), await encrypted(new_peer(), key)
     for form in ("full", "increment"):
         source.write(form)
         async with nothing_is_left(source, target):
+            if form == "increment":
+                assert "guids" not in await target.storage.wanted()
+                await target.storage.isolate("rebuild")
             async with source.storage.send(await target.storage.wanted()) as sending:
                 assert (sending.offer.detail["form"], sending.offer.detail.get("raw")) == (form, "yes")
                 await take(target, sending.offer, sending)

@@ -72,3 +72,20 @@ async def test_encrypted_data_are_not_replaced_by_data_that_are_not(where: str) 
 
 async def _nothing(_: Picture) -> dict[str, str]:
     return cast(dict[str, str], {})
+
+
+@pytest.mark.parametrize(
+    ("where", "root", "builds"),
+    [
+        ("tank/a/manatee", "-", True),
+        ("tank/a/manatee", "tank/a", True),
+        ("tank/a/manatee", "tank/a/manatee", False),
+        ("tank/a/isolated/rebuild-1700000000001", "tank/a/isolated/rebuild-1700000000001", True),
+    ],
+)
+def test_live_data_with_a_key_of_their_own_are_not_built_upon_before_they_are_put_aside(
+    where: str, root: str, builds: bool
+) -> None:
+    """ZFS would not let them make way for what has taken their key over."""
+    holder = dataset(where, **{"encryptionroot": root, "manatee:of": "tank/a/manatee"})
+    assert len(seen(holder, dataset(f"{where}@1700000000001")).bases()) == int(builds)

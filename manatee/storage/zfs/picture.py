@@ -70,8 +70,13 @@ class Picture:
         return sorted(found, key=lambda each: (each.number("createtxg"), each.number("creation"), each.name))
 
     def bases(self) -> list[Dataset]:
-        """Our own snapshots that a difference may build on, the newest first."""
-        holders = [each for each in (self.live, *self.isolated) if each is not None and not each.local(NO_BASE)]
+        """Our own snapshots that a difference may build on, the newest first.
+
+        Not those of live data that have a key of their own: it would go to what is promoted over them, and ZFS renames
+        nothing away from the dataset that has its key (`dsl_dir_rename_crypt_check`). Put aside, they may be.
+        """
+        live = self.live if self.live is not None and self.live["encryptionroot"] != self.live.name else None
+        holders = [each for each in (live, *self.isolated) if each is not None and not each.local(NO_BASE)]
         found = [each for holder in holders for each in self.snapshots(holder.name) if is_own(each.snapshot)]
         return sorted(found, key=lambda each: each.snapshot, reverse=True)
 
