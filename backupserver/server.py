@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import time
 import uuid
 from collections import OrderedDict
 from contextlib import suppress
@@ -157,6 +158,7 @@ class BackupServer:
     async def _backup(self, request: web.Request) -> web.StreamResponse:
         if len(self._running) >= self._settings.backup.max_streams:
             self._metrics.refused.labels("busy").inc()
+            self._log.warning("refused: all streams are taken", remote=request.remote, streams=len(self._running))
             return _refusal(429, "all streams are taken", {"Retry-After": str(RETRY_AFTER)})
         transfer = Transfer(uuid.uuid4().hex)
         # A task of its own, never cancelled: the storage ends what belongs to the stream whatever becomes of us.
@@ -176,6 +178,8 @@ class BackupServer:
         log = self._log.bind(backup=transfer.id, remote=request.remote)
         idle = self._settings.backup.idle_timeout
         response: web.StreamResponse | None = None
+        began = time.monotonic()
+        log.info("preparing a snapshot")
         try:
             async with self._storage.send(dict(request.query)) as sending:
                 self._remember(transfer)
@@ -183,12 +187,13 @@ class BackupServer:
                 response = web.StreamResponse(headers=_headers(transfer, sending))
                 response.force_close()
                 await response.prepare(request)
-                log.info("sending a snapshot", snapshot=sending.offer.snapshot, size=sending.offer.size)
+                offer = sending.offer
+                log.info("sending a snapshot", snapshot=offer.snapshot, size=offer.size, stream=dict(offer.detail))
                 await Pump(sending, request, response, transfer, self._bandwidth, idle).run()
                 await sending.finished()
                 transfer.state = "done"  # before the end of the stream can be seen, so that it can be asked for
                 self._metrics.finished.labels("done").inc()
-                log.info("snapshot sent", bytes=transfer.bytes)
+                log.info("snapshot sent", bytes=transfer.bytes, seconds=round(time.monotonic() - began, 1))
                 # Before the storage tidies up: the receiver need not wait for that.
                 await _end(request, response, idle)
         except (StorageError, ReceiverGone) as error:
