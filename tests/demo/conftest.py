@@ -6,7 +6,7 @@ import asyncio
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -34,3 +34,11 @@ async def ended(process: asyncio.subprocess.Process, timeout: float) -> tuple[in
         output, _ = await process.communicate()
     assert process.returncode is not None
     return process.returncode, output.decode()
+
+
+def tells(said: str, story: Sequence[str]) -> None:
+    """All of these words are there, in this order."""
+    at = 0
+    for line in story:
+        at = said.find(line, at)
+        assert at >= 0, f"{line!r} is missing, or out of order, in:\n{said}"

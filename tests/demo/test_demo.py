@@ -13,7 +13,7 @@ import pytest
 
 from demo.options import PEERS
 from demo.process import busy
-from tests.demo.conftest import OPTIONS, PORTS, ROOT, ended
+from tests.demo.conftest import OPTIONS, PORTS, ROOT, ended, tells
 
 
 async def start(module: str) -> asyncio.subprocess.Process:
@@ -68,10 +68,7 @@ async def test_the_demo_tells_its_story_and_leaves_nothing(temporary: Path) -> N
         "==> Taking everything down",
         "nothing is left running",
     ]
-    at = 0
-    for line in story:
-        at = said.find(line, at)
-        assert at >= 0, f"{line!r} is missing, or out of order, in:\n{said}"
+    tells(said, story)
     last = said[said.rindex("$ manatee-adm show -v") :]
     assert len(re.findall(r"^(?:primary|sync|async) +[0-9a-f-]{36} 127\.0\.0\.\d", last, re.MULTILINE)) == 3
     assert "deposed" not in last

@@ -14,7 +14,7 @@ import pytest
 from demo import zfs
 from demo.directory import run_directory
 from demo.shard import LocalShard, ShardFailed
-from tests.demo.conftest import OPTIONS, ROOT, ended
+from tests.demo.conftest import OPTIONS, ROOT, ended, tells
 
 HOLDER = """
 import sys, time
@@ -131,10 +131,7 @@ async def test_the_demo_on_zfs_shows_what_was_received_and_leaves_nothing(needs_
         "/manatee@",
         "nothing is left running",
     ]
-    at = 0
-    for line in story:
-        at = said.find(line, at)
-        assert at >= 0, f"{line!r} is missing, or out of order, in:\n{said}"
+    tells(said, story)
     first = said[: said.index("$ zfs list")]
     assert first.count(" bytes, all of it") == 2
     (pool,) = {line.split("/")[0] for line in said.splitlines() if "/peer1/manatee@" in line}

@@ -20,7 +20,7 @@ from demo.directory import user_name
 from demo.postgresql import unprivileged_user
 from manatee.cluster import application_name
 from manatee.config import Settings
-from sitter.postgres import configuration
+from sitter.postgres import configuration, queries
 from sitter.postgres.configuration import ALONE, NOBODY, Replication
 from sitter.postgres.process import Postmaster
 from sitter.postgres.server import Server
@@ -114,6 +114,14 @@ class Node:
             return self.postmaster.status == "ready"
 
         await until(ready)
+
+    async def receives_nothing(self) -> None:
+        """Wait until it has no WAL receiver."""
+
+        async def no_receiver() -> bool:
+            return (await queries.facts(self.settings)).receiver is None
+
+        await until(no_receiver)
 
     async def connect(self, **changes: Any) -> psycopg.AsyncConnection[Any]:
         here = {"host": str(self.settings.postgres.socket_dir), "port": self.settings.peer.postgres_port}

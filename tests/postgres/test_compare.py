@@ -110,11 +110,7 @@ async def test_an_old_primary_with_a_commit_that_nobody_else_has_diverged(machin
     third = await machines.standby_of(old)
     await replayed(new, await work(old))
     await new.server.configure(Replication(NOBODY, read_only=True))
-
-    async def no_receiver() -> bool:
-        return (await queries.facts(new.settings)).receiver is None
-
-    await until(no_receiver)
+    await new.receives_nothing()
     await replayed(third, await work(old))
     await old.crash()
     await take_over(new)

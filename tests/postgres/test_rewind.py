@@ -13,7 +13,7 @@ from sitter.postgres.configuration import NOBODY, Replication
 from sitter.postgres.errors import PostgresError
 from sitter.postgres.rewind import Plan, Unrewindable
 from sitter.view import Parting
-from tests.postgres.local import HBA, Machines, Node, until
+from tests.postgres.local import HBA, Machines, Node
 from tests.postgres.test_compare import backup_servers, compared, replayed, take_over, work
 
 LOG = structlog.get_logger()
@@ -26,11 +26,7 @@ async def parted(machines: Machines) -> tuple[Node, Node]:
     new = await machines.standby_of(old)
     await replayed(new, await work(old))
     await new.server.configure(Replication(NOBODY, read_only=True))
-
-    async def no_receiver() -> bool:
-        return (await queries.facts(new.settings)).receiver is None
-
-    await until(no_receiver)
+    await new.receives_nothing()
     await old.sql("insert into t select -1 from generate_series(1, 2000)")
     await old.sql("create table only_here as select 1")
     await old.crash()

@@ -152,11 +152,7 @@ async def test_seal_while_replay_is_paused_and_the_primary_is_gone(machines: Mac
         await sync.sql("select pg_wal_replay_pause()")
         await backlog(primary, sync)
         await primary.crash()
-
-        async def no_receiver() -> bool:
-            return (await queries.facts(sync.settings)).receiver is None
-
-        await until(no_receiver)
+        await sync.receives_nothing()
         await seal_checked(writers, sync)
         assert set(writers.acknowledged) <= await rows(sync)
 

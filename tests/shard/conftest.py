@@ -9,9 +9,11 @@ import os
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
+
+from kazoo.client import KazooClient
 
 from demo.postgresql import Installation
 from demo.shard import LocalPeer, LocalShard, Seen, ShardFailed
@@ -90,6 +92,18 @@ async def acknowledges(writer: Writer, *, timeout: float = COMPLETE) -> None:
     async with asyncio.timeout(timeout):
         while len(writer.acknowledged) < wanted:
             await asyncio.sleep(0.02)
+
+
+@contextmanager
+def raw_client(shard: LocalShard) -> Iterator[KazooClient]:
+    """ZooKeeper without any of our code between."""
+    client = KazooClient(hosts=shard.servers)
+    client.start(timeout=COMPLETE)
+    try:
+        yield client
+    finally:
+        client.stop()
+        client.close()
 
 
 def primary_of(shard: LocalShard, seen: Seen) -> LocalPeer:

@@ -13,7 +13,6 @@ from typing import Any, LiteralString
 import psutil
 import psycopg
 import pytest
-from kazoo.client import KazooClient
 
 from demo.shard import LocalPeer, LocalShard
 from tests.shard.conftest import (
@@ -21,6 +20,7 @@ from tests.shard.conftest import (
     complete,
     next_generation,
     primary_of,
+    raw_client,
     shard_of,
     sync_of,
     writing,
@@ -77,13 +77,14 @@ async def test_a_receiver_that_hangs_keeps_neither_the_primary_nor_a_takeover_wa
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 async def test_a_zookeeper_that_is_not_believed_changes_nothing() -> None:
     """Garbage for a state, then an empty ZooKeeper: the primary goes on, and load balancers go on finding it."""
     async with shard_of(3) as shard, writing(shard) as writer:
         before = await complete(shard)
         assert before.state is not None
         primary = primary_of(shard, before)
-        with zookeeper(shard) as client:
+        with raw_client(shard) as client:
             client.set(STATE, b"garbage")
             await until(lambda: refuses(primary))
             await acknowledges(writer)
@@ -96,22 +97,11 @@ async def test_a_zookeeper_that_is_not_believed_changes_nothing() -> None:
         await until(lambda: refuses(primary))
         assert (await http(primary, "/primary"))[0] == 200
         assert await ask(primary, "select pg_is_in_recovery()") == "False"
-        with zookeeper(shard) as client:
+        with raw_client(shard) as client:
             client.create(STATE, before.state.content(), makepath=True)
         after = await complete(shard)
         assert after.state == before.state
         await acknowledges(writer)
-
-
-@contextlib.contextmanager
-def zookeeper(shard: LocalShard) -> Iterator[KazooClient]:
-    client = KazooClient(shard.zookeeper.servers)
-    client.start(timeout=10)
-    try:
-        yield client
-    finally:
-        client.stop()
-        client.close()
 
 
 async def refuses(peer: LocalPeer) -> bool:

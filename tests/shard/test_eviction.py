@@ -27,7 +27,7 @@ NEVER_IN_TIME = 40.0
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 async def test_death_that_can_be_seen_is_not_waited_for() -> None:
-    """SIGKILL of all of the primary, of all of the sync, and of the primary's sitter, which is started again at once."""
+    """SIGKILL of all of the primary, of all of the sync, and of the primary's sitter, which starts again at once."""
     rejoin = {"postgres": {"rejoin": "rebuild"}}
     async with (
         shard_of(3, session_timeout=NEVER_IN_TIME, overrides=rejoin) as shard,

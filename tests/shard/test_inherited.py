@@ -5,19 +5,18 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from kazoo.client import KazooClient
 
 from demo.shard import LocalShard
 from manatee.cluster import Cluster
 from tests.shard.conftest import (
     COMPLETE,
-    SESSION_TIMEOUT,
     acknowledges,
     adm,
     complete,
     generation_of,
     next_generation,
     primary_of,
+    raw_client,
     shard_of,
     writing,
 )
@@ -76,32 +75,15 @@ def _leave_what_manatee_2_leaves(shard: LocalShard) -> None:
     """The `state`, the history and the data."""
     for peer in shard.peers:
         (peer.settings.sitter.state_dir / "memory.json").unlink()
-    client = _client(shard)
-    try:
+    with raw_client(shard) as client:
         root = shard.peers[0].settings.shard.root
         client.delete(f"{root}/cluster")
         client.delete(f"{root}/status", recursive=True)
         for node in client.get_children(f"{root}/election"):
             client.delete(f"{root}/election/{node}")
-    finally:
-        _close(client)
 
 
 def _cluster(shard: LocalShard) -> Cluster:
-    client = _client(shard)
-    try:
+    with raw_client(shard) as client:
         content, _ = client.get(f"{shard.peers[0].settings.shard.root}/cluster")
-    finally:
-        _close(client)
     return Cluster.parse(content)
-
-
-def _client(shard: LocalShard) -> KazooClient:
-    client = KazooClient(hosts=shard.zookeeper.servers)
-    client.start(timeout=10 * SESSION_TIMEOUT)
-    return client
-
-
-def _close(client: KazooClient) -> None:
-    client.stop()
-    client.close()
