@@ -7,6 +7,7 @@ PostgreSQL's; what cannot be used changes nothing, and the log says so.
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import sys
@@ -65,6 +66,7 @@ async def _run(settings: Settings, path: Path) -> None:
     await status.start()
     logger.info("sitter started", id=settings.identity.id, shard=settings.shard.root, version=__version__)
     _watch(daemon, settings.zookeeper.session_timeout)
+    gc.freeze()  # what is here now stays: the collector need not go through a hundred thousand objects again and again
     try:
         await daemon.run()
     finally:
