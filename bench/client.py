@@ -24,6 +24,9 @@ LATE = 0.03
 CONNECT = 2.0
 """Seconds for one attempt to connect; one that is not answered at all costs no more."""
 
+PATIENCE = 60.0
+"""Seconds for somebody to take writes again."""
+
 _CREATE = "CREATE TABLE IF NOT EXISTS numbered_rows (number bigint PRIMARY KEY)"
 _TAKES_WRITES = "SELECT NOT pg_is_in_recovery() AND current_setting('transaction_read_only') = 'off'"
 
@@ -46,20 +49,29 @@ class Client:
                 group.create_task(self._keep_at(address))
 
     async def missing(self) -> list[int]:
-        """The rows acknowledged so far that the server which takes writes does not hold. Call it while `run` does."""
+        """The rows acknowledged so far that the server which takes writes does not hold. Call it while `run` does.
+
+        Raises TimeoutError if no server takes writes.
+        """
         acknowledged = [number for number, _ in self.acknowledged]
-        for address in self._addresses:
-            with contextlib.suppress(psycopg.Error, OSError, TimeoutError):
-                connection = await self._connect(address)
-                try:
-                    if not await _takes_writes(connection):
-                        continue
-                    rows = await (await connection.execute("SELECT number FROM numbered_rows")).fetchall()
-                    there = {row[0] for row in rows}
-                    return [number for number in acknowledged if number not in there]
-                finally:
-                    connection.pgconn.finish()
-        raise RuntimeError("no server takes writes")
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                for address in self._addresses:
+                    with contextlib.suppress(psycopg.Error, OSError, TimeoutError):
+                        if (there := await self._rows(address)) is not None:
+                            return [number for number in acknowledged if number not in there]
+                await asyncio.sleep(KNOCK)
+
+    async def _rows(self, address: str) -> set[int] | None:
+        """Of the server that takes writes; None if this one does not."""
+        connection = await self._connect(address)
+        try:
+            if not await _takes_writes(connection):
+                return None
+            rows = await (await connection.execute("SELECT number FROM numbered_rows")).fetchall()
+            return {row[0] for row in rows}
+        finally:
+            connection.pgconn.finish()
 
     def outage(self, moment: float) -> tuple[float, float, float]:
         """The longest time without acknowledgements that ended after `moment`: seconds, its beginning and its end."""

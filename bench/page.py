@@ -78,7 +78,7 @@ def _section(name: str, title: str, section: Section) -> Iterator[str]:
     if section.missing:
         yield f"**{section.missing} acknowledged rows are missing.**\n"
     for words in section.failed:
-        yield f"**Could not be measured: {words}.**\n"
+        yield f"**Went wrong: {words}.**\n"
     for note in section.notes:
         yield f"- {note}"
     if section.machine:

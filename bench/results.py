@@ -73,7 +73,7 @@ class Section(_Document):
     missing: int = 0
     """Acknowledged rows that were not there at the end."""
     failed: tuple[str, ...] = ()
-    """What could not be measured, and why."""
+    """What went wrong, and how: rounds that do not count."""
     spans: Mapping[str, tuple[str, ...]] = Field(default_factory=dict)
     """By row: where the time of our median round went, a line each."""
     machine: Machine | None = None

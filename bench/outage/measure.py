@@ -6,6 +6,7 @@ import asyncio
 import statistics
 import time
 import traceback
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from bench.outage.patroni import DEFAULTS, FASTEST, VERSION, Patroni
 from bench.results import OURS, Row, Section
 
 PATIENCE = 120.0
+TRIES = 2
 
 ENTRIES: dict[str, Entry] = {
     OURS: Manatee(f"Manatee, session timeout {SESSION_TIMEOUT:g} s"),
@@ -107,16 +109,18 @@ def _of_the_median(measured: Measured, key: str) -> list[str]:
 
 
 async def _contestant(entry: Entry, events: Sequence[str], rounds: int) -> Measured:
-    """What goes wrong costs the rounds of one event that are left; the next one begins with a new cluster."""
+    """After what goes wrong a new cluster goes on with the rounds that are left, twice with an event at most."""
     found = Measured()
-    left = list(events)
+    left, tried = list(events), Counter[str]()
     while left:
         try:
             await _one_cluster(entry, left, rounds, found)
         except Exception as error:  # noqa: BLE001 - whatever it is, the others are worth measuring
             traceback.print_exc()
-            what = EVENTS[left.pop(0)].name if left else "the end"
+            what = EVENTS[left[0]].name if left else "the end"
             found.failed.append(" ".join(f"{entry.name}, {what}: {type(error).__name__} {error}".split()))
+            tried.update(left[:1])
+            left = [key for key in left if tried[key] < TRIES]
     return found
 
 
@@ -128,11 +132,11 @@ async def _one_cluster(entry: Entry, left: list[str], rounds: int, found: Measur
         async with writing(cluster.addresses) as client:
             while left:
                 key = left[0]
-                for number in range(1, rounds + 1):
+                for number in range(len(found.seconds.get(key, ())), rounds):
                     seconds, spans = await _one(cluster, client, EVENTS[key])
                     found.seconds.setdefault(key, []).append(seconds)
                     found.spans.setdefault(key, []).append(spans)
-                    click.echo(f"{entry.name}: {EVENTS[key].name}, {number}: {seconds:.2f} s", err=True)
+                    click.echo(f"{entry.name}: {EVENTS[key].name}, {number + 1}: {seconds:.2f} s", err=True)
                 await cluster.whole()
                 found.missing = missing_before + len(await client.missing())
                 left.pop(0)
