@@ -30,7 +30,7 @@ TESTS = {
 
 @click.command(help=__doc__, context_settings={"ignore_unknown_options": True})
 @click.option("--deadline", default=3600.0, show_default=True, help="Seconds that the tests may take, all in all.")
-@click.option("--silence", default=300.0, show_default=True, help="Seconds without a word after which it has hung.")
+@click.option("--silence", default=600.0, show_default=True, help="Seconds without a word after which it has hung.")
 @click.argument("tests", nargs=-1)
 def main(tests: tuple[str, ...], deadline: float, silence: float) -> None:
     if os.geteuid() != 0:

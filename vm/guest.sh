@@ -4,7 +4,7 @@
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8 TERM=dumb
 export PYTHONPATH=/python:/checkout PYTHONUNBUFFERED=1
 # Emulated: tests that wait for whole shards multiply their patience.
-export MANATEE_SLOWNESS=8
+export MANATEE_SLOWNESS=4
 
 end() { echo "$1" > /dev/ttyS1; echo 0 > /proc/sys/kernel/printk; sync; echo b > /proc/sysrq-trigger; sleep 60; }
 trap 'end 1' EXIT
@@ -27,21 +27,21 @@ for name, place in scripts.items():
     path.chmod(0o755)
 PYTHON
 
-# While pytest says nothing: every half minute a line, so that who watches knows that the machine is alive, and every four
-# minutes all there is to know of what may hang. Under emulation even a look is not cheap.
+# While pytest says nothing: every ten seconds a line, so that who watches knows that the machine is alive (its seconds
+# last longer where it has to share the processor), and every two minutes all there is to know of what may hang.
 said=/run/said
 touch $said
 watch() {
     local told=0 silent load free
-    while sleep 30; do
+    while sleep 10; do
         silent=$((EPOCHSECONDS - $(stat -c %Y $said)))
-        [ $silent -ge 30 ] || { told=0; continue; }
+        [ $silent -ge 20 ] || { told=0; continue; }
         read -r load _ < /proc/loadavg
         free=$(</proc/meminfo) free=${free#*MemAvailable:}
         read -r free _ <<< "$free"
         echo "... nothing for $silent s; load $load, $((free / 1024)) MB free"
-        [ $((silent / 240)) -gt $told ] || continue
-        told=$((silent / 240))
+        [ $((silent / 120)) -gt $told ] || continue
+        told=$((silent / 120))
         tell
     done
 }

@@ -93,7 +93,7 @@ async def test_bootstrap_takeover_and_rebuild(needs_zfs: None, story: Story) -> 
         name="zfs",
         zookeeper=(f"{NETWORK}.1", 2181),
         storage="zfs",
-        session_timeout=min(4.0 * SLOWNESS, 16.0),
+        session_timeout=min(4.0 * SLOWNESS, 10.0),
         overrides=CALM,
     )
     async with contextlib.AsyncExitStack() as stack:
