@@ -2,6 +2,9 @@
 
 A section that is not measured keeps its last results. Slow is no failure; an acknowledged row that is missing is, and
 so is a section that could not be measured.
+
+`BENCH_POSTGRESQL=18` measures another PostgreSQL than the preferred one, `BENCH_NETWORK=127.33` leaves the loopback
+addresses 127.32.0.0/16 to somebody else.
 """
 
 from __future__ import annotations
