@@ -37,6 +37,9 @@ from tests.shard.conftest import (
 PATIENT = {"postgres": {"crash_restart_timeout": 90, "health_timeout": 2}}
 """Time enough to come back in place, on a busy machine, too."""
 
+HASTY = {"postgres": {"crash_restart_timeout": 2}}
+"""Where it cannot come back: nothing is gained by waiting."""
+
 FULL = 200
 """MiB of the disk that gets full."""
 
@@ -68,7 +71,7 @@ async def test_what_dies_or_hangs_is_restarted_in_place(postgresql: Installation
 @pytest.mark.timeout(600)
 async def test_a_primary_that_cannot_be_started_makes_way_and_comes_back(postgresql: Installation) -> None:
     """Its configuration was broken by hand; the data directory of the next one cannot be read."""
-    async with shard_of(3, postgresql) as shard, writing(shard) as writer:
+    async with shard_of(3, postgresql, overrides=HASTY) as shard, writing(shard) as writer:
         before = await complete(shard)
         primary = primary_of(shard, before)
         with broken(primary.directory / "postgresql.conf"):
@@ -93,7 +96,7 @@ async def test_a_primary_that_cannot_be_started_makes_way_and_comes_back(postgre
 @pytest.mark.timeout(600)
 async def test_a_full_disk_costs_no_more_than_a_dead_peer(postgresql: Installation, needs_root: None) -> None:
     """No space for WAL, on the sync and then on the primary: whoever cannot write is left out until there is space."""
-    async with shard_of(3, postgresql) as shard:
+    async with shard_of(3, postgresql, overrides=HASTY) as shard:
         peer = sync_of(shard, await complete(shard))
         async with small_disk(shard, peer), writing(shard) as writer:
             before = await complete(shard)
