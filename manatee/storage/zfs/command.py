@@ -66,6 +66,11 @@ class Dataset:
         return self["encryption"] not in ("-", "off")
 
     @property
+    def readable(self) -> bool:
+        """Whether its key, if it has one, is loaded."""
+        return self["keystatus"] != "unavailable"
+
+    @property
     def snapshot(self) -> str:
         """The part of a snapshot's name after the `@`."""
         return self.name.rpartition("@")[2]

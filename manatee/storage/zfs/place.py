@@ -92,7 +92,7 @@ class Place:
         if live["mounted"] == "yes":
             raise StorageError(f"{live.name} is mounted, but {self.directory} is not its root for this process")
         await self._check_free(live.name)
-        if live["keystatus"] == "unavailable":
+        if not live.readable:
             await self.load_key(live)
         await self.mount_at(self.names.live, self.directory)
 

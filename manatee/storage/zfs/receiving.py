@@ -48,8 +48,6 @@ class Target:
     name: str
     scratch: Path
     """Where it is looked at before anybody else can: not in the way of the live data."""
-    dressed: bool
-    """It is there already, with the properties that it is to have."""
     over: bool = False
     """It is there and empty: nothing of it counts but its properties."""
 
@@ -71,7 +69,6 @@ class Receiving:
         self.refused = False
         self._place = place
         self._target = target.name
-        self._dressed = target.dressed
         self._scratch = target.scratch
         self._offer = offer
         self._sender = offer.detail.get("peer")
@@ -95,7 +92,10 @@ class Receiving:
     async def _check(self) -> Identity:
         """Look at the data where nobody else does, and make them fit to be started."""
         place, target = self._place, self._target
-        if not self._dressed:
+        found = await command.get(target, ("canmount", "mountpoint", "keystatus"))
+        if found is None:
+            raise ReceiveFailed(f"{target} is gone: somebody has destroyed it")
+        if (found["canmount"], found["mountpoint"]) != ("noauto", str(self._scratch)) or not found.readable:
             await self._dress()
         await place.mount_at(target, self._scratch)
         try:
@@ -113,7 +113,7 @@ class Receiving:
         seen = await place.look()
         found = seen.found[target]
         await place.dress(target, {"canmount": "noauto", **await place.suitable(seen)})
-        if found["keystatus"] == "unavailable":
+        if not found.readable:
             location = await keylocation(seen)
             try:
                 if location is not None and found["encryptionroot"] == target:
@@ -205,13 +205,13 @@ async def prepare(place: Place, seen: Picture, offer: Offer, name: str, scratch:
     words = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
     if offer.detail.get("form") == "increment":
         await _prepare_base(seen, name, words, offer.detail.get("base", ""))
-        return Target(name, scratch, dressed=True)
+        return Target(name, scratch)
     # A stream can be received over neither an encrypted dataset nor, if it is a raw one, over any.
     over = not (offer.detail.get("raw") == "yes" or seen.parent.encrypted)
     check_encryption(seen, encrypted=not over)
     if over:
         await zfs("create", *words, name)
-    return Target(name, scratch, dressed=over, over=over)
+    return Target(name, scratch, over=over)
 
 
 async def _prepare_base(seen: Picture, target: str, options: Sequence[str], guid: str) -> None:
