@@ -61,7 +61,7 @@ echo "==> Linux $(uname -r), OpenZFS $(cat /sys/module/zfs/version), ready $up s
 words=$(sed -n 's/.*\bmanatee\.tests=\([^ ]*\).*/\1/p' /proc/cmdline | base64 -d)
 cd /checkout || exit
 # Through a pipe: what pytest writes for a terminal would be noise where this is recorded.
-setsid bash -o pipefail -c "python3 -m pytest -p no:cacheprovider --timeout 300 $words 2>&1 | tee $said" &
+setsid bash -o pipefail -c "python3 -m pytest -p no:cacheprovider -p vm.at_once --tb short --timeout 300 $words 2>&1 | tee $said" &
 tests=$!
 watch &
 wait $tests
