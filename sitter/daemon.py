@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 
 from manatee import __version__
@@ -216,7 +217,10 @@ class Daemon:
             self._transitions.ready.set()
         self._comparer.want(decision.compare)
         self._lookout.want(decision.neighbour)
-        self._upkeep.tell({one.peer.id: one.status.redo for one in view.active if one.status and one.status.redo})
+        self._upkeep.tell(
+            {one.peer.id: one.status.redo for one in view.active if one.status and one.status.redo},
+            frozenset(_unproven(view)),
+        )
         try:
             if decision.resign:
                 await self._resign()
@@ -324,6 +328,13 @@ class Daemon:
             self._published = status, now
             if isinstance(decision.database, Restore | Rewind):
                 self.wake()
+
+
+def _unproven(view: View) -> Iterator[tuple[str, int]]:
+    """Who serves, but without proof of the present generation, and which that is."""
+    for one in view.active:
+        if view.state and one.status and one.status.serving and one.status.proof < view.state.generation:
+            yield one.peer.id, view.state.generation
 
 
 def _words(decision: Decision) -> dict[str, object]:

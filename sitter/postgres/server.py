@@ -275,7 +275,11 @@ class Server:
         Raises PostgresError.
         """
         if self.running and self.standby:
-            await self._execute("checkpoint", timeout=self._settings.postgres.start_timeout)
+            await self.checkpoint()
+
+    async def checkpoint(self) -> None:
+        """Have PostgreSQL make a checkpoint; returns when it is made. Raises PostgresError."""
+        await self._execute("checkpoint", timeout=self._settings.postgres.start_timeout)
 
     async def _execute(self, statement: LiteralString, *values: str, timeout: float | None = None) -> None:
         try:

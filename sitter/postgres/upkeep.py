@@ -49,6 +49,9 @@ class Upkeep:
         self._server = server
         self._log = log
         self._others: Mapping[str, Lsn] = {}
+        self._unproven: frozenset[tuple[str, int]] = frozenset()
+        self._helped: frozenset[tuple[str, int]] = frozenset()
+        """The unproven peers for whom a checkpoint was made."""
         self._known: object = None
         self._news = asyncio.Event()
         self.last = Upkept()
@@ -70,9 +73,12 @@ class Upkeep:
             "problem": self.last.problem,
         }
 
-    def tell(self, others: Mapping[str, Lsn]) -> None:
-        """Which other peers are present, by id, and where the recovery of each would begin."""
-        known = (others.keys(), self._server.running, self._server.standby)
+    def tell(self, others: Mapping[str, Lsn], unproven: frozenset[tuple[str, int]] = frozenset()) -> None:
+        """Which other peers are present, by id, and where the recovery of each would begin; which of them serve without
+        proof of the present generation, and which generation that is.
+        """
+        self._unproven = unproven
+        known = (others.keys(), unproven, self._server.running, self._server.standby)
         if known != self._known:
             self._known = known
             self._news.set()
@@ -113,6 +119,8 @@ class Upkeep:
         row = await cursor.fetchone()
         primary = row is not None and not row[0] and not self._server.standby
         done = [primary and await self._ensure_role(connection), await self._keep_slots(connection)]
+        if primary:
+            await self._help_to_prove()
         found = await findings.look(connection, self._settings, self._server.expected)
         self.last = replace(self.last, findings=found)
         if self._server.repair(found.wrong):
@@ -132,6 +140,15 @@ class Upkeep:
         if done:
             self._log.info("the role that the peers connect as", role=user, done=done)
         return done is not None
+
+    async def _help_to_prove(self) -> None:
+        """A peer compares its log from its latest checkpoint on, which its upstream, restored later, may not hold. With
+        a checkpoint here it can make a newer one; there may not be another for as long as `checkpoint_timeout`.
+        """
+        if waiting := self._unproven - self._helped:
+            self._log.info("making a checkpoint, for peers to compare from", peers=sorted(id for id, _ in waiting))
+            await self._server.checkpoint()
+        self._helped = self._unproven
 
     async def _keep_slots(self, connection: psycopg.AsyncConnection[Any]) -> bool:
         kept = self._settings.postgres.max_slot_wal_keep_size is not None

@@ -290,6 +290,31 @@ async def test_a_peer_that_was_away_finds_all_the_wal_that_it_needs(machines: Ma
     assert await segments(primary) <= 6, "what it has is not kept for it"
 
 
+async def test_for_a_peer_without_proof_of_the_generation_one_checkpoint_is_made(machines: Machines) -> None:
+    """It can compare from there; the one that it was restored from may be older than what its upstream holds."""
+    node = machines.initialized()
+    await node.start_primary(NOBODY)
+    keeper = upkeep(node)
+
+    async def redo_after(unproven: frozenset[tuple[str, int]]) -> Lsn | None:
+        async with await node.connect() as connection:
+            await connection.execute("set synchronous_commit = local")
+            await connection.execute("select pg_logical_emit_message(true, 'test', '')")
+        keeper.tell({}, unproven)
+        await keeper.look()
+        return (await queries.facts(node.settings)).redo
+
+    before = await redo_after(frozenset())
+    helped = await redo_after(frozenset({(A, 2)}))
+    assert before is not None
+    assert helped is not None
+    assert helped > before
+    assert await redo_after(frozenset({(A, 2)})) == helped, "once is enough"
+    later = await redo_after(frozenset({(A, 3)}))
+    assert later is not None
+    assert later > helped
+
+
 async def test_a_peer_that_never_returns_does_not_fill_the_disk(machines: Machines) -> None:
     primary, standby = await with_slots(machines, 48)
     keeper, me = upkeep(primary), standby.settings.identity.id
