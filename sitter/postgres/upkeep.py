@@ -110,6 +110,7 @@ class Upkeep:
             self.last = replace(self.last, problem=str(error).strip())
         else:
             self.last = replace(self.last, problem=None)
+            await self._help_to_prove()
         self._say(before)
         return not done and self.last.problem is None
 
@@ -119,8 +120,6 @@ class Upkeep:
         row = await cursor.fetchone()
         primary = row is not None and not row[0] and not self._server.standby
         done = [primary and await self._ensure_role(connection), await self._keep_slots(connection)]
-        if primary:
-            await self._help_to_prove()
         found = await findings.look(connection, self._settings, self._server.expected)
         self.last = replace(self.last, findings=found)
         if self._server.repair(found.wrong):
@@ -145,10 +144,16 @@ class Upkeep:
         """A peer compares its log from its latest checkpoint on, which its upstream, restored later, may not hold. With
         a checkpoint here it can make a newer one; there may not be another for as long as `checkpoint_timeout`.
         """
-        if waiting := self._unproven - self._helped:
-            self._log.info("making a checkpoint, for peers to compare from", peers=sorted(id for id, _ in waiting))
+        waiting = self._unproven - self._helped
+        if not waiting or self._server.standby:
+            return
+        self._log.info("making a checkpoint, for peers to compare from", peers=sorted(id for id, _ in waiting))
+        newest = max(generation for _, generation in waiting)
+        self._helped = waiting | {one for one in self._helped if one[1] == newest}  # once, whatever comes of it
+        try:
             await self._server.checkpoint()
-        self._helped = self._unproven
+        except PostgresError as error:
+            self._log.warning("no checkpoint was made", error=str(error))
 
     async def _keep_slots(self, connection: psycopg.AsyncConnection[Any]) -> bool:
         kept = self._settings.postgres.max_slot_wal_keep_size is not None
