@@ -56,12 +56,15 @@ async def test_only_the_rest_of_a_stream_needs_room() -> None:
 
 @pytest.mark.parametrize("where", ["tank/a/manatee", "tank/a/isolated/rebuild-1700000000001"])
 async def test_encrypted_data_are_not_replaced_by_data_that_are_not(where: str) -> None:
-    before = dataset(where, **{"encryption": "aes-256-gcm", "manatee:of": "tank/a/manatee"})
+    key = {"encryption": "aes-256-gcm", "encryptionroot": where, "keylocation": "prompt"}
+    before = dataset(where, **key, **{"manatee:of": "tank/a/manatee"})
     place: Any = SimpleNamespace(names=Names("tank/a/manatee"), suitable=_nothing)
     offer = Offer("zfs", "1700000000009", IDENTITY, None, {"form": "full"})
     with pytest.raises(ReceiveFailed, match="below an encrypted parent"):
         await receiving.prepare(place, seen(before, encryption="off"), offer, "tank/a/x", Path())
-    below = await receiving.prepare(place, seen(before, encryption="aes-256-gcm"), offer, "tank/a/x", Path())
+    below = await receiving.prepare(
+        place, seen(before, **{**key, "encryptionroot": "tank/a"}), offer, "tank/a/x", Path()
+    )
     raw = Offer("zfs", "1700000000009", IDENTITY, None, {"form": "full", "raw": "yes"})
     assert (
         below.over

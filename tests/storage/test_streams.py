@@ -134,9 +134,9 @@ async def test_a_cut_stream_is_gone_on_with_where_zfs_can(source: Peer, new_peer
         )
     if form == "increment":
         await restore(source, target)
-        source.write("more", 6_000_000)
-    with pytest.raises(ConnectionError):
-        await restore(source, target, on_bytes=_cut_at(4_000_000))
+    source.write("more", 30_000_000)
+    with pytest.raises(ConnectionError):  # what waits in ZFS's queue of 16 MiB is lost
+        await restore(source, target, on_bytes=_cut_at(26_000_000))
     source.write("later", 100_000)
     for peer in (source, target):
         peer.restart()
@@ -148,8 +148,8 @@ async def test_a_cut_stream_is_gone_on_with_where_zfs_can(source: Peer, new_peer
     async with nothing_is_left(source, target):
         went, moved = await restore(source, target)
         await target.storage.drop_isolated(0)
-    assert (went, moved < 4_000_000) == ("rest", True)
-    assert ("base/bulk" in target.content(), "base/more" in target.content()) == (True, form == "increment")
+    assert (went, moved < 26_000_000) == ("rest", True)
+    assert {"base/bulk", "base/more"} < set(target.content())
     assert "base/later" not in target.content()
     last = target.snapshots()[-1]
     assert target.get("guid", f"{target.dataset}@{last}") == source.get("guid", f"{source.dataset}@{last}")

@@ -279,7 +279,7 @@ class Zfs:
     async def _target(self, name: str, seen: Picture, offer: Offer, partial: Dataset | None) -> Target:
         scratch = receiving.scratch(self._settings.sitter.state_dir, name)
         if partial is not None:
-            return Target(name, scratch)
+            return Target(name, scratch, await receiving.keylocation(seen))
         if offer.detail.get("encrypted") == "yes" and not (seen.parent.encrypted or offer.detail.get("raw") == "yes"):
             self._log.warning("the sender's data are encrypted, and these will not be", parent=self._names.parent)
         return await receiving.prepare(self._place, seen, offer, name, scratch)

@@ -48,6 +48,8 @@ class Target:
     name: str
     scratch: Path
     """Where it is looked at before anybody else can: not in the way of the live data."""
+    key: str | None = None
+    """Where its key is to be read from, should it be received with one: a raw stream brings the key, not the place."""
     over: bool = False
     """It is there and empty: nothing of it counts but its properties."""
 
@@ -70,6 +72,7 @@ class Receiving:
         self._place = place
         self._target = target.name
         self._scratch = target.scratch
+        self._key = target.key
         self._offer = offer
         self._sender = offer.detail.get("peer")
         self._moving = moving
@@ -114,10 +117,9 @@ class Receiving:
         found = seen.found[target]
         await place.dress(target, {"canmount": "noauto", **await place.suitable(seen)})
         if not found.readable:
-            location = await keylocation(seen)
             try:
-                if location is not None and found["encryptionroot"] == target:
-                    await zfs("set", f"keylocation={location}", target)
+                if self._key is not None and found["encryptionroot"] == target:
+                    await zfs("set", f"keylocation={self._key}", target)
                 await place.load_key(found)
             except StorageError as error:
                 self.refused = True
@@ -202,16 +204,17 @@ async def prepare(place: Place, seen: Picture, offer: Offer, name: str, scratch:
         OF: place.names.live,
         **({FROM: offer.detail["peer"]} if "peer" in offer.detail else {}),
     }
+    key_place = await keylocation(seen)
     words = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
     if offer.detail.get("form") == "increment":
         await _prepare_base(seen, name, words, offer.detail.get("base", ""))
-        return Target(name, scratch)
+        return Target(name, scratch, key_place)
     # A stream can be received over neither an encrypted dataset nor, if it is a raw one, over any.
     over = not (offer.detail.get("raw") == "yes" or seen.parent.encrypted)
     check_encryption(seen, encrypted=not over)
     if over:
         await zfs("create", *words, name)
-    return Target(name, scratch, over=over)
+    return Target(name, scratch, key_place, over)
 
 
 async def _prepare_base(seen: Picture, target: str, options: Sequence[str], guid: str) -> None:
