@@ -12,6 +12,7 @@ trap 'end 1' EXIT
 mkdir -p /dev/pts /dev/shm
 mount -t devpts devpts /dev/pts
 for directory in /dev/shm /run /tmp; do mount -t tmpfs -o mode=1777 tmpfs $directory; done
+chmod 666 /dev/zfs # as OpenZFS's rule for udev has it: who may do what is a matter of zfs allow
 ip link set lo up
 hostname manatee
 
