@@ -20,7 +20,7 @@ from sitter.bootstrap import Progress, RestoreFailed
 from sitter.failures import Failures
 from sitter.postgres import causes, initdb, tail
 from sitter.postgres.configuration import ALONE, NOBODY, Replication, conninfo
-from sitter.postgres.errors import PostgresError, RestartNeeded
+from sitter.postgres.errors import Hung, PostgresError, RestartNeeded, StopFailed
 from sitter.postgres.gate import caught_up
 from sitter.postgres.promote import promote
 from sitter.postgres.queries import Facts
@@ -195,8 +195,7 @@ class Transitions:
             self._on_purpose = None
         elif not self._server.exited.is_set():
             said = self._watch.problem or "no answer"
-            cause = causes.cause_of(said)
-            self.failures.failed(causes.HUNG if cause == causes.OTHER else cause, said)
+            self.failures.failed(_cause(said), said)
             self._log.error("PostgreSQL does not answer: ending it", problem=said)
             await self._server.stop("immediate")
         else:
@@ -271,8 +270,9 @@ class Transitions:
         if problem != self.problem:
             self._log.error("transition failed", wanted=type(wanted).__name__, doing=self.doing, error=problem)
         self.problem = problem
-        if isinstance(wanted, Primary | Standby) and not self._server.running:
-            self.failures.failed(causes.cause_of(problem), problem)
+        if isinstance(wanted, Primary | Standby) and (not self._server.running or isinstance(error, StopFailed)):
+            hung = isinstance(error, Hung | StopFailed)
+            self.failures.failed(_cause(problem) if hung else causes.cause_of(problem), problem)
         self._end_step()
         self._on_change()
 
@@ -401,11 +401,23 @@ class Transitions:
                 raise
 
     async def _online(self) -> None:
-        """Wait until PostgreSQL lets us in. Recovery takes as long as it takes; its death ends the wait."""
-        begun = looked = time.monotonic()
+        """Wait until PostgreSQL lets us in. Recovery takes as long as it takes; its death ends the wait.
+
+        One that has let others in and hangs is ended. Raises PostgresError.
+        """
+        begun = looked = recovered = time.monotonic()
+        patience = 2 * self._settings.postgres.health_timeout
         while not await self._watch.answers():
             if self._server.exited.is_set():
                 raise PostgresError(f"PostgreSQL ended while it was starting: {await self._server.obituary()}")
+            if not self._server.ready:
+                recovered = time.monotonic()
+            elif self._watch.hung.is_set() and time.monotonic() - recovered > patience:
+                said = f"PostgreSQL does not answer: {self._watch.problem or 'no answer'}"
+                self._log.error("PostgreSQL does not answer: ending it", problem=said, doing=self.doing)
+                self.restarts += 1
+                await self._server.stop("immediate")
+                raise Hung(said)
             if self._server.standby and time.monotonic() - looked > OUTGROWN_INTERVAL:
                 looked = time.monotonic()
                 if outgrown := await self._server.outgrown():
@@ -437,3 +449,9 @@ class Transitions:
 
     def _void_seal(self) -> None:
         self.sealed = self.sealed_since = None
+
+
+def _cause(said: str) -> str:
+    """Why it hangs: it does not say so itself, but it may have said what it hangs for."""
+    cause = causes.cause_of(said)
+    return causes.HUNG if cause == causes.OTHER else cause

@@ -60,6 +60,11 @@ class Server:
         return self._postmaster.running
 
     @property
+    def ready(self) -> bool:
+        """By its own word it lets people in: recovery is over, or far enough for a hot standby."""
+        return self._postmaster.status == "ready"
+
+    @property
     def last_words(self) -> str:
         return " | ".join(self._postmaster.last_lines[-3:]) or "it said nothing"
 
@@ -82,7 +87,7 @@ class Server:
 
         `asked` is for how many seconds it has been asked already: in a recovery of hours nobody waits for the moment.
         """
-        if self._postmaster.status == "ready":  # and turned us away, or was not through when we asked
+        if self.ready:  # and turned us away, or was not through when we asked
             await asyncio.sleep(min(0.5, max(0.01, asked / 10)))
             return
         ends = time.monotonic() + min(1.0, max(0.1, asked))

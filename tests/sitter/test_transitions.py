@@ -11,6 +11,7 @@ import structlog
 
 from manatee.lsn import Lsn
 from sitter.postgres import tail
+from sitter.postgres.errors import Hung
 from sitter.transitions import Transitions
 from sitter.view import Keep, Primary, Restore, Standby, Stopped, Wanted
 from tests.core.views import A, B
@@ -163,3 +164,57 @@ async def test_leftovers_end_no_postgresql(monkeypatch: pytest.MonkeyPatch) -> N
     transitions.ready.set()
     await asyncio.wait_for(transitions._tidy_up(), 30)
     assert len(tried) == 2
+
+
+class Hanging(Running):
+    """A server that answers nobody, until it is ended."""
+
+    ready = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = 0
+
+    async def opening(self, *, asked: float) -> None:
+        self.asked += 1
+        await asyncio.sleep(0)
+
+    async def outgrown(self) -> None:
+        """Its settings are great enough."""
+
+    async def stop(self, mode: str) -> None:
+        self.running = False
+        self.exited.set()
+
+
+def on(server: Hanging) -> Transitions:
+    """Transitions of a server that counts as hung for as long as it has been asked less than ten times."""
+
+    async def answers() -> bool:
+        return server.running and server.asked >= 10
+
+    hung = asyncio.Event()
+    hung.set()
+    watch = cast(Any, SimpleNamespace(hung=hung, problem=None, answers=answers))
+    settings = cast(Any, SimpleNamespace(postgres=SimpleNamespace(health_timeout=0.0)))
+    return Transitions(settings, cast(Any, server), watch, structlog.get_logger(), lambda: None)
+
+
+async def test_one_that_hangs_in_the_middle_of_a_transition_is_ended_and_counts_as_failed() -> None:
+    """Otherwise nobody would ever restart it, and a primary would never make way."""
+    server = Hanging()
+    transitions = on(server)
+    with pytest.raises(Hung) as raised:
+        await asyncio.wait_for(transitions._online(), 30)
+    assert not server.running
+    transitions._failed(Primary(B), raised.value)
+    assert transitions.failures.counts["hung"] == 1
+    assert transitions.failures.since is not None
+
+
+async def test_one_that_recovers_for_long_is_not_ended() -> None:
+    """It lets nobody in meanwhile, and is counted as hung for that."""
+    server = Hanging()
+    server.ready = False
+    await asyncio.wait_for(on(server)._online(), 30)
+    assert server.running
