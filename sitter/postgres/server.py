@@ -20,7 +20,7 @@ from manatee.log import Logger
 from sitter.postgres import access, blank, configuration, controldata, queries, versions
 from sitter.postgres.configuration import NOBODY, Replication, Wrong
 from sitter.postgres.controldata import ControlData
-from sitter.postgres.errors import PostgresError
+from sitter.postgres.errors import Hung, PostgresError
 from sitter.postgres.process import Postmaster
 from sitter.postgres.queries import Facts
 
@@ -153,16 +153,24 @@ class Server:
     ) -> AsyncIterator[queries.Connection]:
         """As `configure`, of a server that lets us in; within, the new connection that sees it.
 
-        All that is done over it has `timeout` seconds (`postgres.query_timeout`).
+        All that is done over it has `timeout` seconds (`postgres.query_timeout`); one that does not answer raises Hung
+        after `postgres.query_timeout` in any case.
         """
         self._tell(replication)
         deadline = time.monotonic() + self._timeout
         while True:
-            async with queries.connect(self._settings, timeout=timeout) as connection:
-                wrong = await self._wrong(connection, replication)
-                if not wrong:
-                    yield connection
-                    return
+            answer = asyncio.timeout(self._timeout)
+            try:
+                async with answer, queries.connect(self._settings, timeout=timeout) as connection:
+                    wrong = await self._wrong(connection, replication)
+                    if not wrong:
+                        answer.reschedule(None)
+                        yield connection
+                        return
+            except TimeoutError:
+                if not answer.expired():
+                    raise
+                raise Hung(f"PostgreSQL did not say within {self._timeout:g} s what its settings are") from None
             self.repair(wrong)
             if time.monotonic() > deadline:
                 raise PostgresError(f"settings do not come into force: {', '.join(map(str, wrong))}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -10,7 +11,7 @@ import psycopg
 import pytest
 import structlog
 
-from sitter.postgres.errors import PostgresError
+from sitter.postgres.errors import Hung, PostgresError
 from sitter.postgres.server import STOPPED, Server
 
 SETTINGS = cast(
@@ -48,3 +49,19 @@ async def test_a_question_that_postgresql_refuses_is_an_error_of_postgresql() ->
     refusing: Any = Refusing()
     with pytest.raises(PostgresError, match="permission denied"):
         await Server(SETTINGS, structlog.get_logger())._wrong(refusing, STOPPED)
+
+
+async def test_a_server_that_accepts_and_does_not_answer_is_not_waited_for_however_long_its_answers_may_take(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A sync that seals has minutes to replay what it has; one that hangs must not hold a takeover up for as long."""
+    postgres = SimpleNamespace(query_timeout=0.2, socket_dir=tmp_path)
+    settings = cast(Any, SimpleNamespace(**{**vars(SETTINGS), "postgres": postgres}))
+    settings.peer = SimpleNamespace(postgres_port=5432)
+    server = Server(settings, structlog.get_logger())
+    monkeypatch.setattr(server, "_tell", lambda _: None)
+    silent = await asyncio.start_unix_server(lambda *_: None, tmp_path / ".s.PGSQL.5432")
+    async with silent, asyncio.timeout(30):
+        with pytest.raises(Hung, match="did not say"):
+            async with server.configured(STOPPED, timeout=3600.0):
+                pass
