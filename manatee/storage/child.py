@@ -83,7 +83,7 @@ class Child:
 async def running(
     argv: Sequence[str], *, user: Account | None = None, stdin: int = DEVNULL, stdout: int = DEVNULL
 ) -> AsyncIterator[Child]:
-    """Run a program; killed when the block is left, and gone then unless it lingers (`_end`).
+    """Run a program; killed when the block is left, and gone then unless it lingers (`end`).
 
     Raises OSError when it cannot be started.
     """
@@ -134,10 +134,10 @@ async def _started(
     try:
         yield process
     finally:
-        await _end(process, argv)
+        await end(process, argv)
 
 
-async def _end(process: Process, argv: Sequence[str]) -> None:
+async def end(process: Process, argv: Sequence[str]) -> None:
     """Kill it, since it has nothing to tidy up, and wait until it is gone, but not for ever.
 
     A program in a system call that the kernel does not break off (a disk or a pool that hangs) dies when that returns.

@@ -279,7 +279,9 @@ class Zfs:
     async def _target(self, name: str, seen: Picture, offer: Offer, partial: Dataset | None) -> Target:
         scratch = receiving.scratch(self._settings.sitter.state_dir, name)
         if partial is not None:
-            return Target(name, scratch, await receiving.keylocation(seen))
+            # As when it was begun: received over what was made for it. (Without, OpenZFS takes no rest of it: 1047.)
+            over = partial["mountpoint"] == str(scratch) and not seen.snapshots(name)
+            return Target(name, scratch, await receiving.keylocation(seen), over)
         if offer.detail.get("encrypted") == "yes" and not (seen.parent.encrypted or offer.detail.get("raw") == "yes"):
             self._log.warning("the sender's data are encrypted, and these will not be", parent=self._names.parent)
         return await receiving.prepare(self._place, seen, offer, name, scratch)

@@ -50,8 +50,7 @@ async def read_token(token: str) -> Cut | None:
         return None
     name = re.search(r"toname = (\S+)", said)
     guids = {key: str(int(value, 16)) for key, value in re.findall(r"(toguid|fromguid) = (?:0x)?([0-9a-f]+)", said)}
-    begun = any(int(value, 16) for value in re.findall(r"(?:object|offset) = (?:0x)?([0-9a-f]+)", said))
-    if name is None or "toguid" not in guids or not begun:  # what has not begun, ZFS does not receive as a rest (1047)
+    if name is None or "toguid" not in guids:
         return None
     return Cut(name[1], guids["toguid"], guids.get("fromguid"), "rawok = 1" in said)
 
