@@ -17,7 +17,6 @@ import contextlib
 import json
 import re
 import shutil
-import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from manatee.config import Settings
 from manatee.log import Logger
 from manatee.lsn import Lsn
 from manatee.peerserver import session
+from manatee.storage import child
 from manatee.tls import BadCertificate
 from sitter.postgres import compare, configuration, controldata, leftovers, versions
 from sitter.postgres.account import Account, remove_durably, sync_directory, write_durably
@@ -299,10 +299,9 @@ async def _run(
     """
     setpriv = shutil.which("setpriv")
     wrapper = (setpriv, "--pdeathsig", "KILL") if setpriv else ()
+    command = (*wrapper, str(settings.postgres.bin_dir / tool), *arguments)
     process = await asyncio.create_subprocess_exec(
-        *wrapper,
-        str(settings.postgres.bin_dir / tool),
-        *arguments,
+        *command,
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
@@ -328,9 +327,7 @@ async def _run(
         raise ToolFailed(tool, f"it does not come to an end; its last words: {' | '.join(said[-3:])}") from None
     finally:
         if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                process.send_signal(signal.SIGKILL)
-            await process.wait()
+            await child.end(process, command)
     if status != 0:
         raise ToolFailed(tool, " | ".join(said[-3:]) or f"ended with status {status}", status=status)
     return "\n".join(said)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from manatee.config import Settings
+from manatee.storage import child
 from sitter.postgres.account import Account
 from sitter.postgres.errors import ToolFailed
 
@@ -43,8 +44,9 @@ async def run_tool(
     """Run `tool` from `postgres.bin_dir` to its end and return what it wrote to standard output.
 
     Raises ToolFailed if it cannot be run, exits with another status than 0 (the reason is its last line), or takes
-    longer than `timeout` seconds (`postgres.query_timeout`). It is never left running, on cancellation neither.
-    Of a long output no more than the first and the last `keep` bytes are returned.
+    longer than `timeout` seconds (`postgres.query_timeout`). It is never left running, on cancellation neither; but one
+    whose disk hangs is not waited for until it is gone. Of a long output no more than the first and the last `keep`
+    bytes are returned.
     """
     limit = timeout if timeout is not None else settings.postgres.query_timeout
     program = settings.postgres.bin_dir / tool
@@ -79,7 +81,7 @@ async def _run(settings: Settings, keep: int | None, *command: str) -> tuple[int
     finally:
         if process.returncode is None:
             _kill_group(process.pid)
-            await process.wait()
+            await child.end(process, command)
     return process.returncode, output.decode(errors="replace"), complaint.decode(errors="replace")
 
 
