@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -35,6 +36,9 @@ from sitter.view import Decision, Initialize, Keep, Primary, Restore, Rewind, St
 
 TURN = 1.0
 """Seconds between turns in which nothing happened: PostgreSQL is looked at this often."""
+
+PATIENCE = 0.01
+"""The share of a wait that may be added to it by looking more rarely the longer it lasts."""
 
 STATUS_INTERVAL = 10.0
 """Seconds before a status is written again although only its position has changed."""
@@ -68,6 +72,8 @@ class Daemon:
         self._evictions = 0
         self._view: View | None = None
         self._decision: Decision | None = None
+        self._decided_at = -math.inf
+        """When its reason was new."""
         self.turned_at = time.monotonic()
         """When the loop last turned, for the watchdog."""
 
@@ -142,6 +148,7 @@ class Daemon:
         except CoordinationError as error:
             self._log.debug("ZooKeeper cannot be asked", error=str(error))
             view = None
+        look_again: float | None = None
         if view is None:
             self._go_on_unheard()
         else:
@@ -149,12 +156,13 @@ class Daemon:
             decision = decide(view)
             self._note(decision)
             self._view, self._decision = view, decision
+            look_again = decision.look_again
             await self._carry_out(view, decision)
         if self._leaving and not self._server.running and (view is None or self._resigned_at is not None):
             return True
         if self._leaving and view is None:
             return True  # nobody can be told, and nobody could take over: run() ends PostgreSQL
-        await self._wait()
+        await self._wait(look_again)
         return False
 
     def _go_on_unheard(self) -> None:
@@ -177,17 +185,17 @@ class Daemon:
         self._fenced = fenced
         self._transitions.want(replace(wanted, fenced=fenced))
 
-    async def _wait(self) -> None:
+    async def _wait(self, look_again: float | None) -> None:
         """Until something changes, or it is time to look again."""
-        soon = self._decision.look_again if self._decision else None
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(TURN if soon is None else max(0.0, min(soon, TURN))):
+            async with asyncio.timeout(_pause(look_again, waited=time.monotonic() - self._decided_at)):
                 await self._changed.wait()
 
     def _note(self, decision: Decision) -> None:
         """Log what is decided, when it is news."""
         before = self._decision
         if before is None or (before.reason, before.role) != (decision.reason, decision.role):
+            self._decided_at = time.monotonic()
             self._log.info(
                 decision.reason,
                 role=decision.role,
@@ -328,6 +336,11 @@ class Daemon:
             self._published = status, now
             if isinstance(decision.database, Restore | Rewind):
                 self.wake()
+
+
+def _pause(look_again: float | None, *, waited: float) -> float:
+    """Seconds until the next look, of a decision that asks for it and has been the same for so long."""
+    return TURN if look_again is None else min(TURN, max(look_again, PATIENCE * waited))
 
 
 def _unproven(view: View) -> Iterator[tuple[str, int]]:

@@ -13,7 +13,7 @@ from manatee.cluster import Peer
 from manatee.config import load
 from manatee.coordination import Unreachable
 from manatee.lsn import Lsn
-from sitter.daemon import Daemon
+from sitter.daemon import TURN, Daemon, _pause
 from sitter.view import Decision, Keep, Memory, Primary, Restore, Seal, Standby, Stopped, View, Wanted, Write
 from tests.core.views import A, B, state, view
 
@@ -149,3 +149,38 @@ async def test_no_restore_begins_when_the_others_cannot_be_told(daemon: Daemon) 
     for _ in range(2):
         await carried_out_by(daemon, recorder)._carry_out(seen, restoring)
     assert "database" not in recorder.done
+
+
+async def test_what_was_to_be_looked_at_soon_is_not_when_nothing_can_be_decided(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A ZooKeeper that is away for hours would have PostgreSQL asked fifty times a second."""
+    waited: list[float | None] = []
+    seen: list[View | None] = [view(B), None]
+
+    async def look(*_: object, **__: object) -> View | None:
+        return seen.pop(0) if seen else None
+
+    async def done(*_: object) -> None:
+        """Nothing is carried out, and nothing waited for."""
+
+    async def wait(look_again: float | None) -> None:
+        waited.append(look_again)
+
+    monkeypatch.setattr("sitter.daemon.decide", lambda _: Decision("waiting", Keep(), memory=SEALED, look_again=0.02))
+    for part, name, stand_in in (
+        (daemon._watch, "look", done),
+        (daemon._observer, "view", look),
+        (daemon, "_carry_out", done),
+        (daemon, "_wait", wait),
+    ):
+        monkeypatch.setattr(part, name, stand_in)
+    for _ in range(2):
+        await daemon._turn()
+    assert waited == [0.02, None]
+
+
+def test_the_longer_it_is_waited_the_more_rarely_it_is_looked() -> None:
+    """An async that cannot be compared may be waited for for days; a takeover is over within a second."""
+    assert [_pause(0.02, waited=waited) for waited in (0.0, 1.0, 20.0, 3600.0)] == [0.02, 0.02, 0.2, TURN]
+    assert _pause(None, waited=0.0) == _pause(4.0, waited=0.0) == TURN
