@@ -57,7 +57,7 @@ class Replacement:
     async def open(self) -> None:
         """Make the data reachable, and this peer's own if they took their place when it died. Raises StorageError."""
         await self.storage.open()
-        self._make_ours()
+        self.make_ours()
 
     def settled(self) -> None:
         """PostgreSQL runs on the data as they are: what was tried with them before is forgotten."""
@@ -71,6 +71,7 @@ class Replacement:
         self.under_way = wanted
         try:
             if isinstance(wanted, Rewind):
+                self.make_ours()
                 await self._rewind(wanted.source)
             else:
                 await self._restore(wanted.sources, system_identifier)
@@ -115,10 +116,14 @@ class Replacement:
                 sources, major_version=str(version), system_identifier=system_identifier, before_adopt=before_adopt
             )
         finally:
-            self._make_ours()  # a restore that is given up may have brought them already, or one before it
+            self.make_ours()  # a restore that is given up may have brought them already, or one before it
 
-    def _make_ours(self) -> None:
-        """What makes data of this peer of those that a restore has brought, if these are such and are not yet ours."""
+    def make_ours(self) -> None:
+        """What makes data of this peer of those that a restore has brought, if these are such and are not yet ours.
+
+        Before each start of PostgreSQL and each rewind, too, should it have failed after the restore: data that have
+        been worked on must never be taken for data that were just received. Raises OSError.
+        """
         mark = self._settings.storage.data_dir / datadir.RESTORED
         if not mark.exists():
             return

@@ -341,6 +341,7 @@ class Transitions:
         if not self._server.running:
             self._void_seal()
             self._begin("starting PostgreSQL")
+            self.replacement.make_ours()
             waits_for = NOBODY if wanted.sealed else name
             await self._server.start(Replication(waits_for, read_only=True), as_standby=self._server.is_standby_on_disk)
         await self._online()
@@ -385,6 +386,7 @@ class Transitions:
                 replayed, self._cut_tail = self._cut_tail, None  # if it fails, a standby that runs is looked at again
                 await tail.cut(self._settings, replayed=replayed)
             self._begin("starting PostgreSQL as a standby")
+            self.replacement.make_ours()
             await self._server.start(target, as_standby=True)
         elif not wanted.sealed and self._server.replication != target:
             self._begin(f"following {upstream.label}" if upstream else "following nobody")

@@ -18,8 +18,9 @@ from demo.postgresql import unprivileged_user
 from manatee.storage import datadir
 from sitter import replacement
 from sitter.bootstrap import RestoreFailed
+from sitter.postgres.rewind import Unrewindable
 from sitter.replacement import Replacement
-from sitter.view import Restore
+from sitter.view import Restore, Rewind
 from tests.core.views import A
 
 
@@ -136,3 +137,24 @@ async def test_a_restore_that_is_given_up_and_leaves_nothing(restores: Restores)
         await restored(restores)
     assert not restores.data_dir.exists()
     assert (restores.data_dir.parent / "mark").exists()
+
+
+async def test_what_could_not_be_made_ours_is_before_anything_is_done_with_it(
+    restores: Restores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk must not leave a mark that makes data which lead by then, or are torn, look as just received."""
+    here = restores.data_dir.parent
+    (here / "hba").rename(here / "elsewhere")
+    under_test = replacing(restores)
+    with pytest.raises(FileNotFoundError):
+        await under_test.run(Restore((A,)), None)
+    (here / "elsewhere").rename(here / "hba")
+
+    async def rewind(*_: object) -> None:
+        assert is_ours(restores)
+        raise Unrewindable("this is about what was before")
+
+    monkeypatch.setattr("sitter.postgres.rewind.rewind", rewind)
+    await under_test.run(Rewind(A), None)
+    assert not (restores.data_dir / datadir.RESTORED).exists()
+    assert under_test.unrewindable == "this is about what was before"

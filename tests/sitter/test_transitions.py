@@ -11,7 +11,7 @@ import structlog
 
 from manatee.lsn import Lsn
 from sitter.postgres import tail
-from sitter.postgres.errors import Hung
+from sitter.postgres.errors import Hung, PostgresError
 from sitter.transitions import Transitions
 from sitter.view import Keep, Primary, Restore, Standby, Stopped, Wanted
 from tests.core.views import A, B
@@ -218,3 +218,25 @@ async def test_one_that_recovers_for_long_is_not_ended() -> None:
     server.ready = False
     await asyncio.wait_for(on(server)._online(), 30)
     assert server.running
+
+
+@pytest.mark.parametrize("wanted", [Primary(B), Standby(None)])
+async def test_no_postgresql_is_started_on_data_that_are_not_yet_ours(
+    monkeypatch: pytest.MonkeyPatch, wanted: Primary | Standby
+) -> None:
+    """It would run by another peer's pg_hba.conf, and the mark of a restore would outlive its meaning."""
+    done: list[str] = []
+
+    class Dead(Idle):
+        is_standby_on_disk = False
+
+        async def start(self, *_: object, **__: object) -> None:
+            done.append("start")
+            raise PostgresError("it is not about that")
+
+    unused = cast(Any, None)
+    transitions = Transitions(cast(Any, Settings()), cast(Any, Dead()), unused, structlog.get_logger(), lambda: None)
+    monkeypatch.setattr(transitions.replacement, "make_ours", lambda: done.append("make ours"))
+    with pytest.raises(PostgresError):
+        await transitions._bring_about(wanted)
+    assert done == ["make ours", "start"]
