@@ -57,12 +57,12 @@ class Story:
     def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
         self._capsys = capsys
         self._began = time.monotonic()
-        self._last: object = None
+        self._last = ""
 
     def say(self, what: object) -> None:
         """Unless it is what was said last."""
-        if what != self._last:
-            self._last = what
+        if str(what) != self._last:
+            self._last = str(what)
             with self._capsys.disabled():
                 sys.stdout.write(f"    {time.monotonic() - self._began:6.1f} s  {what}\n")
                 sys.stdout.flush()
