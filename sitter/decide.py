@@ -156,7 +156,7 @@ def _makes_way(shard: Shard) -> Decision | None:
         return Decision("leaving: handing over" if possible else "leaving", Stopped(clean=possible), resign=True)
     if contradicts:
         relation = "ahead of" if contradicts is Comparison.AHEAD else "diverged from"
-        reason = f"resigned: the sync says that its data are {relation} ours, so ours may lack commits"
+        reason = f"resigned: the sync's data are {relation} ours, so ours may lack commits"
         return Decision(reason, Stopped(), resign=True, waiting_for=VERIFY)
     if view.resigned_for is not None:
         left = limits.handover_timeout - view.resigned_for
@@ -309,6 +309,8 @@ def _blocked(shard: Shard, cause: Cause) -> Decision | None:
             return because(f"unsealing: no async has flushed {database.sealed} in time", "an attached async")
         return None
     if not _someone_holds(shard, cause, None):
+        if ahead := [peer.label for peer in cause.candidates if peer.id in database.ahead]:
+            return because(f"blocked: the data here have lost WAL that is there on {', '.join(ahead)}", VERIFY)
         moment = SOON if any(shard.ready(peer) for peer in cause.candidates) else 10 * SOON  # it is on its way, or down
         return because("waiting: no async streams from this peer, to become the sync", "an attached async", moment)
     pause = view.limits.seal_timeout - database.unsealed_for

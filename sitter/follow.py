@@ -2,10 +2,11 @@
 
 PostgreSQL itself looks at positions and timeline numbers alone when it begins to stream. So a peer follows an upstream
 only after a comparison of the logs said that its own is a *prefix* of the upstream's. From another link it may change
-over to the primary before it has compared, if it has proof of this generation, which says the same. What becomes of
-data that have *diverged* is for `postgres.rejoin` to say. They are given up only when it is certain that they hold
-nothing that was acknowledged: they have departed from data that are proven of this generation, and are not so
-themselves (a sync's not even of the generation before). To be *ahead* is never enough.
+over to the primary before it has compared, if it has proof of this generation: they were the same, unless the primary
+has lost WAL since, which it finds itself. What becomes of data that have *diverged* is for `postgres.rejoin` to say.
+They are given up only when it is certain that they hold nothing that was acknowledged: they have departed from data
+that are proven of this generation, and are not so themselves (a sync's not even of the generation before). To be
+*ahead* is never enough.
 
 Whatever replaces the data erases their proof first, and what has come of it is compared again before it runs.
 """

@@ -53,6 +53,7 @@ class Observer:
         self._unready: Mapping[str, float] = {}
         self._seen: Mapping[str, Active] = {}
         self._streamed_at = -math.inf
+        self._ahead: frozenset[str] = frozenset()
         self._writable_since: float | None = None
         self._confirmed: Link | None = None
 
@@ -85,7 +86,7 @@ class Observer:
             version=seen.version,
             cluster=seen.cluster,
             has_history=seen.has_history,
-            database=self._database(known.values(), self._confirmed_link(active)),
+            database=self._database(known.values(), active),
             memory=memory,
             write_open=self._coordination.write_open,
             singleton=self._settings.shard.singleton,
@@ -121,7 +122,7 @@ class Observer:
 
     # --- The database -------------------------------------------------------------------------------------------
 
-    def _database(self, known: Iterable[Peer], link: Link | None) -> Database:
+    def _database(self, known: Iterable[Peer], active: list[Active]) -> Database:
         watch, transitions = self._watch, self._transitions
         facts = watch.facts if watch.healthy else None
         names = {application_name(peer): peer.id for peer in known}
@@ -146,7 +147,8 @@ class Observer:
                 for row in (facts.downstreams if facts else ())
                 if row.application_name in names and row.state == "streaming" and row.flush is not None
             },
-            link=link,
+            ahead=self._found_ahead(facts, names, active),
+            link=self._confirmed_link(active),
             incomparable=self._comparer.incomparable,
             failing_for=None if transitions.failures.since is None else _since(transitions.failures.since, never=0.0),
             handing_over=transitions.handing_over,
@@ -168,6 +170,16 @@ class Observer:
         if upstream and (not upstream.promises_status or (upstream.status and upstream.status.proof >= link.proof)):
             self._confirmed = link
         return self._confirmed if self._confirmed is link else None
+
+    def _found_ahead(self, facts: Facts | None, names: Mapping[str, str], active: list[Active]) -> frozenset[str]:
+        """Who has once had more than this primary is no downstream either when this one has written as much: the log
+        there is overwritten then, but the data are not. They have to be replaced; or ours are, and we follow.
+        """
+        if facts is not None:
+            more = {names.get(row.application_name, "") for row in facts.downstreams if row.ahead}
+            self._ahead = frozenset() if facts.in_recovery else self._ahead | more
+        self._ahead -= {one.peer.id for one in active if one.status and one.status.proof == 0}
+        return self._ahead
 
     def _streaming(self, facts: Facts | None, upstream: Peer | None) -> bool:
         """It streams from its upstream, or did from this or another until a moment ago.

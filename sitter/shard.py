@@ -65,12 +65,13 @@ class Shard:
         return one is not None and (not one.promises_status or one.status is None or one.status.ready)
 
     def attached(self, peer: Peer, sealed: Lsn | None) -> bool:
-        """Serving, and streaming from my PostgreSQL, with all that I have sealed flushed."""
+        """Serving, and streaming from my PostgreSQL, with all that I have sealed flushed, and nothing I have lost."""
         if not self.serving(peer):
             return False
         if not self.view.present[peer.id].promises_status:
             return True
-        flushed = self.view.database.attached.get(peer.id)
+        database = self.view.database
+        flushed = None if peer.id in database.ahead else database.attached.get(peer.id)
         return flushed is not None and (sealed is None or flushed >= sealed)
 
     def proof_of(self, peer: Peer) -> int:
@@ -232,13 +233,16 @@ class Shard:
 
     @cached_property
     def sync_contradicts(self) -> Comparison | None:
-        """What the sync says of its data, if that is not that they are a prefix of the primary's.
+        """How the sync's data stand to the primary's, if it says that they are no prefix, or is found to have more.
 
         Data that prove nothing contradict nobody: they were restored, or are from before an operator's word.
         """
-        said = self.said(self.state.sync) if self.state.sync else None
-        if said is None or said.proof < self.needed_proof or said.compares is Comparison.PREFIX:
+        sync = self.state.sync
+        said = self.said(sync) if sync else None
+        if sync is None or said is None or said.proof < self.needed_proof:
             return None
+        if said.compares in (None, Comparison.PREFIX):
+            return Comparison.AHEAD if sync.id in self.view.database.ahead else None
         return said.compares
 
 

@@ -144,6 +144,9 @@ class Database:
     """The ids of the peers that it has a replication connection with at this very moment, whoever sends."""
     attached: Mapping[str, Lsn] = field(default_factory=dict)
     """The ids of the peers that stream from it, with what each has flushed."""
+    ahead: frozenset[str] = frozenset()
+    """The ids of the peers that were found to have replayed what this database, a primary's, has not: it has lost it.
+    They stay in it until they say that nothing is proven of their data, or this becomes a standby's."""
     link: Link | None = None
     incomparable: Incomparable | None = None
     failing_for: float | None = None

@@ -32,6 +32,7 @@ async def caught_up(watch: Watch, name: str) -> None:
         if watch.asked_at >= begun:  # one that was under way already may have seen what was before
             mark = mark or facts.flush
             row = facts.downstream(name)
-            if row and (row.state, row.sync_state) == ("streaming", "sync") and row.flush and row.flush >= mark:
+            confirms = row and (row.state, row.sync_state) == ("streaming", "sync") and not row.ahead
+            if row and confirms and row.flush and row.flush >= mark:
                 return
         await asyncio.sleep(FAST if time.monotonic() - begun < PATIENCE else SLOW)

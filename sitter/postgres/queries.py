@@ -74,6 +74,19 @@ class Downstream:
     replay_lag: float | None
     """Seconds; None when it is idle and has caught up."""
 
+    @property
+    def ahead(self) -> bool:
+        """It has replayed what was never sent to it. If we are a primary, we have lost that.
+
+        A receiver asks for its segment from the beginning, and reports what it has replayed as flushed: it is served
+        although it has more. Until it has caught up, `sent` is somewhere in that segment; what it has flushed is of the
+        timeline before for a moment, when it changes over to a new one. A standby that has just started may itself have
+        replayed less than who follows it.
+        """
+        if self.state != "streaming" or self.sent is None or self.replay is None:
+            return False
+        return self.replay > self.sent
+
 
 @dataclass(frozen=True)
 class Receiver:

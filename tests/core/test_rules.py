@@ -469,6 +469,26 @@ def test_a_sync_that_contradicts_is_never_replaced(says_it_is: Any) -> None:
     assert (decision.database, decision.write, decision.resign) == (Stopped(), None, True)
 
 
+def test_a_sync_that_has_what_the_primary_lost_contradicts_whatever_it_says() -> None:
+    """Promise 1: it confirms commits by positions at which it holds other data."""
+    lost = {"ahead": frozenset({B.id}), "attached": {B.id: END}}
+    decision = decide(view(A, **lost))
+    assert (decision.database, decision.write, decision.resign) == (Stopped(), None, True)
+    assert "the sync's data are ahead of ours" in decision.reason
+    assert decide(view(A, online=False, resigned_for=60.0, **lost)).resign, "it does not come back to try again"
+    unproven = (*active(A), says(B, proof=GENERATION - 2), *active(C, D))
+    assert not decide(view(A, active=unproven, **lost)).resign
+
+
+def test_an_async_that_has_what_the_primary_lost_does_not_become_the_sync() -> None:
+    one = {"ahead": frozenset({C.id})}
+    both = decide(view(A, active=SYNC_GONE, attached={C.id: END, D.id: END}, **one, **SEALED))
+    assert names(written(both)) == "A > D > C"
+    alone = decide(view(A, active=SYNC_GONE, attached={C.id: END}, **one))
+    assert (alone.database, alone.write) == (Primary(B), None)
+    assert "lost WAL that is there on zone-C" in alone.reason
+
+
 def test_a_promote_to_sync_exchanges_sync_and_first_async() -> None:
     asked = state(promote=promote(C, "async", 0))
     decision = decide(view(A, state=asked, attached={B.id: END, C.id: END}, **SEALED))

@@ -15,8 +15,7 @@ KNOWN = {
     "cannot prove that its data": "the primary was restored, and "
     + NO_ASYNC
     + "manatee-adm verify shows who holds what; rebuild the others from that peer",
-    "the sync says that its data are": "primary and sync contradict each other: manatee-adm verify, then "
-    "rebuild that peer",
+    "the sync's data are": "primary and sync contradict each other: manatee-adm verify, then rebuild that peer",
     "sync: stopped: the data here have diverged": "an operator forced a primary, and nobody else has a prefix of its "
     "data: manatee-adm rebuild on that peer, or postgres.rejoin",
     "ZooKeeper holds": "ZooKeeper came back older than it was: restore its data, or set the state by a command",

@@ -230,6 +230,12 @@ MUTANTS = [
         "        if not self.present(peer):\n            return False\n",
     ),
     Mutant("a sync that contradicts its primary is replaced", "    if contradicts:\n", "    if False:\n"),
+    Mutant(
+        "a sync that has what its primary lost is believed",
+        "return Comparison.AHEAD if sync.id in self.view.database.ahead else None",
+        "return None",
+    ),
+    Mutant("an async that has what its primary lost becomes the sync", "None if peer.id in database.ahead else ", ""),
     # Proof and comparison
     Mutant(
         "a primary opens without proof",

@@ -116,6 +116,8 @@ class One(NamedTuple):
     """A rewind of its data was tried, and does not go."""
     evicted: tuple[int, ...] = ()
     """Whose election nodes it has removed; who joins in another session since is none of them."""
+    ahead: tuple[int, ...] = ()
+    """Who was found to have more than its primary."""
 
 
 class World(NamedTuple):
@@ -211,7 +213,8 @@ def renamed(world: World, to: dict[int, int], order: list[int]) -> World:
             renewed = tuple(sorted(to[other] for other in lag.renewed))
             lag = Lag(lag.fresh, state_of(lag.state), cluster_of(lag.cluster), active_of(lag.active), renewed)
         evicted = tuple(sorted(to[other] for other in one.evicted))
-        return one._replace(pg=pg, lag=lag, link=(to[link[0]], *link[1:]) if link else None, evicted=evicted)
+        one = one._replace(pg=pg, lag=lag, link=(to[link[0]], *link[1:]) if link else None, evicted=evicted)
+        return one._replace(ahead=tuple(sorted(to[other] for other in one.ahead)))
 
     pending = world.pending
     if pending:

@@ -12,7 +12,7 @@ from manatee.cluster import Comparison
 from sitter.view import Compare, Decision, Initialize, Keep, Primary, Restore, Rewind, Standby, Stopped
 from tests.model.parts import ALONE, NAMES, NOBODY, One, Pg, Step, Violation, World, broken, spend, with_peer, with_pg
 from tests.model.promises import known_newer, land
-from tests.model.wal import append, hear_of
+from tests.model.wal import ahead, append, hear_of
 from tests.model.wishes import INDEX, Wish, connected, wish
 
 
@@ -23,6 +23,8 @@ def settle(world: World) -> World:
         for me, one in enumerate(world.peers):
             if not one.up:
                 continue
+            if one.ahead != (found := _ahead(world, me)):
+                world = with_peer(world, me, ahead=found)
             now = wish(world, me, late=False)
             if now.memory != one.memory:
                 world = with_peer(world, me, memory=now.memory)
@@ -30,6 +32,16 @@ def settle(world: World) -> World:
         if world == before:
             return world
     raise AssertionError("memory and status do not settle")
+
+
+def _ahead(world: World, me: int) -> tuple[int, ...]:
+    """Driver: who was once found to have more than our primary stays so, until nothing is proven of its data."""
+    one, active = world.peers[me], world.active
+    found = set(one.ahead)
+    if one.pg:
+        below = (other for other, theirs in enumerate(world.peers) if theirs.pg and theirs.pg.upstream == me)
+        found = {*found, *(other for other in below if ahead(world, other))} if one.pg.primary else set()
+    return tuple(sorted(found - {other for other, said in active if said and not said.proof}))
 
 
 def _publish(world: World, me: int, now: Wish) -> World:

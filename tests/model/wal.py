@@ -22,10 +22,19 @@ def streams(world: World, me: int) -> bool:
         return False
     end, mine = len(one.wal), timeline(one.wal[-1]) if one.wal else 0
     if end > len(theirs.wal):
-        return False
+        return ahead(world, me)
     later = next((at for at, entry in enumerate(theirs.wal) if timeline(entry) > mine), len(theirs.wal))
     known = any(timeline(entry) == mine for entry in theirs.wal) or not mine
     return known and end <= later
+
+
+def ahead(world: World, me: int) -> bool:
+    """This standby has more than the primary that it follows, on the same timeline: it is served all the same."""
+    pg, mine = world.peers[me].pg, world.peers[me].wal
+    theirs = world.peers[pg.upstream] if pg and pg.upstream is not None else None
+    if theirs is None or theirs.pg is None or not theirs.pg.primary or not theirs.wal or not mine:
+        return False
+    return len(mine) > len(theirs.wal) and timeline(mine[-1]) == timeline(theirs.wal[-1])
 
 
 def append(world: World, me: int, *, new_timeline: bool = False) -> World:
@@ -49,9 +58,9 @@ def flow(world: World, me: int) -> World | None:
     assert theirs.wal is not None
     assert theirs.pg is not None
     end = len(one.wal)
-    if one.wal != theirs.wal[:end]:
+    if one.wal[: len(theirs.wal)] != theirs.wal[:end]:
         raise Violation(f"promise 3: {NAMES[me]} follows {NAMES[one.pg.upstream]}, from which it has diverged")
-    if end == len(theirs.wal):
+    if end >= len(theirs.wal):
         return None
     world = with_peer(world, me, wal=(*one.wal, theirs.wal[end]))
     return hear_of(world, one.pg.upstream)

@@ -159,6 +159,7 @@ def wish(world: World, me: int, late: bool, dead: int | None = None) -> Wish:
         one.vain,
         dead,
         one.evicted,
+        one.ahead,
         connected(world, me),
     )
     found = _wishes.get(key)
@@ -214,6 +215,7 @@ def _ask(
         streaming=bool(pg and not pg.primary and streams(world, me)),
         connected=frozenset(peer(other).id for other in connected(world, me)),
         attached={peer(other).id: Lsn(end) for other, end in attached.items()},
+        ahead=frozenset(peer(other).id for other in one.ahead),
         link=Link(peer(link[0]).id, link[1], link[2], Comparison(link[3]), Lsn(link[4]), "", parting) if link else None,
         failing_for=passed if one.failed and pg is None else None,
         handing_over=one.handing_over,

@@ -118,6 +118,7 @@ def crash(world: World, me: int) -> World:
         leaving=False,
         handing_over=False,
         evicted=(),
+        ahead=(),
     )
 
 

@@ -73,3 +73,21 @@ def test_a_receiver_streams_from_its_upstream_by_host_and_port(conninfo: str, st
     parts = (cast(Any, SETTINGS), unused, unused, cast(Any, transitions), cast(Any, Comparer), unused, unused)
     facts = SimpleNamespace(receiver=SimpleNamespace(status="streaming", silent=0.1, conninfo=conninfo))
     assert Observer(*parts)._streaming(cast(Any, facts), A) is streams
+
+
+def test_whoever_has_what_a_primary_lost_is_remembered_until_its_data_or_ours_are_others() -> None:
+    """Promise 1: once the primary has written as much, positions say nothing any more."""
+    watching, names = observer(), {"a": A.id}
+
+    def found(*, ahead: bool, in_recovery: bool = False, proof: int = 4) -> frozenset[str]:
+        row = SimpleNamespace(application_name="a", ahead=ahead)
+        facts = SimpleNamespace(in_recovery=in_recovery, downstreams=(row,))
+        return watching._found_ahead(cast(Any, facts), names, upstream(proof))
+
+    assert found(ahead=False) == frozenset()
+    assert found(ahead=True, in_recovery=True) == frozenset(), "a standby may not have replayed yet what it had sent"
+    assert found(ahead=True) == found(ahead=False) == {A.id}
+    assert watching._found_ahead(None, names, upstream(4)) == {A.id}, "PostgreSQL was stopped because of it"
+    assert found(ahead=False, proof=0) == frozenset(), "its data are being replaced"
+    assert found(ahead=True) == {A.id}
+    assert found(ahead=False, in_recovery=True) == frozenset(), "ours were"
