@@ -16,7 +16,17 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic.alias_generators import to_camel
 
 from manatee.lsn import Lsn
@@ -240,10 +250,16 @@ class PeerStatus(Wire):
     running: StrictBool | None = None
     """A PostgreSQL of it runs, whatever it is worth; None if it does not say."""
     status_port: StrictInt | None = None
-    """Of its sitter's HTTP server."""
+    """Of its sitter's HTTP server; None if it does not say, or says what is no port."""
     diverged: StrictStr | None = None
     """From whom its data have diverged, and where, in a sentence; None if they have not, or it is not known."""
     version: StrictStr = ""
+
+    @field_validator("status_port", mode="before")
+    @classmethod
+    def _port(cls, said: object) -> int | None:
+        """The rest of what it says is worth as much without it."""
+        return said if type(said) is int and 0 < said < 65536 else None
 
 
 class Cluster(Wire):

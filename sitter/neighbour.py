@@ -28,6 +28,9 @@ PATIENCE = 0.5
 
 CONNECT_TIMEOUT = 2.0
 
+UNREACHABLE = (OSError, OverflowError, ValueError)
+"""No connection: deadlines, networks, no file descriptors left; and an address that is none."""
+
 FIRST_DELAY, AT_FIRST = 0.02, 2.0
 LONGEST_DELAY = 30.0
 """Seconds between two attempts to connect: in the first `AT_FIRST` seconds after a connection has ended, since what is
@@ -124,12 +127,12 @@ class Lookout:
                 reader, writer = await asyncio.open_connection(*one.sitter)
         except ConnectionRefusedError:
             raise
-        except (OSError, TimeoutError):
+        except UNREACHABLE:
             return False
         self.connected, self._seen, self._doubt = True, None, None
         try:
-            _keep_alive(writer.get_extra_info("socket"))
             with contextlib.suppress(OSError):
+                _keep_alive(writer.get_extra_info("socket"))  # some systems refuse that once the other end has gone
                 while await reader.read(1024):
                     pass
         finally:
@@ -181,15 +184,15 @@ async def _answers(*places: tuple[str, int]) -> list[Answer]:
 
 async def _answer(host: str, port: int) -> Answer:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as one:
-        one.setblocking(False)
-        try:
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as one:
+            one.setblocking(False)
             async with asyncio.timeout(PATIENCE):
                 await asyncio.get_running_loop().sock_connect(one, (host, port))
-        except ConnectionRefusedError:
-            return Answer.REFUSED
-        except (OSError, TimeoutError):
-            return Answer.NONE
+    except ConnectionRefusedError:
+        return Answer.REFUSED
+    except UNREACHABLE:
+        return Answer.NONE
     return Answer.ACCEPTED
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
@@ -124,6 +125,22 @@ async def test_once_is_not_enough(monkeypatch: pytest.MonkeyPatch) -> None:
         assert "accepts" in (await doubts(peer(refusing(), place, witness.getsockname())) or "")
 
 
+@pytest.mark.parametrize("address", [(HOST, 70000), ("x" * 64, 5432), ("a\0b", 5432)], ids=["port", "label", "null"])
+async def test_an_address_that_is_none_is_none(address: Place) -> None:
+    """What another peer says of itself does not end this sitter."""
+    assert "does not answer" in (await doubts(peer(address, address)) or "")
+    assert await Lookout(structlog.get_logger(), lambda: None)._hold(peer(address, address)) is False
+
+
+async def test_without_a_socket_there_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_descriptor_left(*_: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    dead = peer(refusing(), refusing())
+    monkeypatch.setattr(socket, "socket", no_descriptor_left)
+    assert "does not answer" in (await doubts(dead) or "")
+
+
 # --- The connection -------------------------------------------------------------------------------------------------
 
 
@@ -139,6 +156,19 @@ async def test_a_connection_that_breaks_shows_a_death_at_once() -> None:
             assert lookout.death is not None
             assert (lookout.death.node, lookout.death.generation) == (one.node, one.generation)
             assert "4 times" in lookout.death.detail
+
+
+async def test_a_connection_that_is_reset_at_once_is_one_that_breaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """illumos and macOS refuse options for a socket whose other end has reset it: a dying sitter does that."""
+
+    def reset(_: socket.socket) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(neighbour, "_keep_alive", reset)
+    with listening() as sitter:
+        lookout = Lookout(structlog.get_logger(), lambda: None)
+        assert await lookout._hold(peer(sitter.getsockname(), refusing())) is True
+        assert not lookout.connected
 
 
 async def test_a_death_is_void_in_another_generation_and_of_another_node() -> None:

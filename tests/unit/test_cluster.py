@@ -215,6 +215,12 @@ def test_a_status_names_its_fields_as_the_design_does() -> None:
     }
 
 
+@pytest.mark.parametrize(("said", "port"), [(5433, 5433), (70000, None), (0, None), ("5433", None), (True, None)])
+def test_a_status_with_what_is_no_port_is_worth_as_much_without_it(said: object, port: int | None) -> None:
+    status = PeerStatus.of({"initialized": True, "serving": True, "statusPort": said})
+    assert (status.serving, status.status_port) == (True, port)
+
+
 def test_a_system_identifier_is_a_string() -> None:
     with pytest.raises(BadDocument, match="systemIdentifier"):
         PeerStatus.of({"initialized": True, "systemIdentifier": 7123456789012345678})
