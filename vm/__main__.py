@@ -19,11 +19,17 @@ from vm.artifacts import KERNEL, PYTHON, ROOT, BuildFailed, cache, obtain
 from vm.machine import MachineFailed, Parts, run_tests
 
 WHOLE_SHARD = "tests/storage/test_whole_shard.py"
+BESIDE = tuple(f"tests/storage/test_{name}.py" for name in ("delegation", "holds", "killed"))
+"""What runs in the machine of the whole shard: so both take about as long."""
+# zfs(8) alone is tried by `make test` with zfs-fuse; here by what differs most between the one and the other.
+LIBRARY = "not [zfs"
 COMMAND = "without_data_gets or only_the_difference or cut_stream_is_gone_on or how_it_is_reached"
 TESTS = {
-    "shard": ("-v", WHOLE_SHARD),
-    # zfs(8) alone is tried by `make test` with zfs-fuse; here by what differs most between the one and the other.
-    "storage": ("-v", "--durations=15", "tests/storage", f"--ignore={WHOLE_SHARD}", "-k", f"not [zfs or {COMMAND}"),
+    "shard": ("-v", "--durations=15", WHOLE_SHARD, *BESIDE, "-k", LIBRARY),
+    "storage": (
+        *("-v", "--durations=15", "tests/storage", *(f"--ignore={path}" for path in (WHOLE_SHARD, *BESIDE))),
+        *("-k", f"{LIBRARY} or {COMMAND}"),
+    ),
 }
 """For each of two machines, which run at the same time: an emulated one uses one core."""
 

@@ -23,8 +23,8 @@ def _attempt(source: Peer, target: Peer, step: int) -> bool:
     return done.returncode == 0
 
 
-# Under emulation (`make test-zfs`) each attempt takes long: it goes some steps further than the one before.
-LONGER = 6 if "MANATEE_SLOWNESS" in os.environ else 1
+# Under emulation (`make test-zfs`) each attempt takes long: it goes several steps further than the one before.
+LONGER = 8 if "MANATEE_SLOWNESS" in os.environ else 1
 
 
 @pytest.mark.timeout(900)
