@@ -287,7 +287,7 @@ class Zfs:
         return await receiving.prepare(self._place, seen, offer, name, scratch)
 
     async def _give_up(self, target: str, token: str | None, taken: receiving.Receiving | None) -> None:
-        """Keep what can be gone on from, unless going on has brought nothing; take the rest away.
+        """Keep what can be gone on from, unless going on has brought nothing, or it takes all the room there is.
 
         What an adoption has left half done is finished, or undone: what cannot be now is for `clear_leftovers`.
         """
@@ -296,7 +296,8 @@ class Zfs:
             await self._place.open()
         with contextlib.suppress(StorageError):
             partial = (await self._place.look()).partial
-            if partial is not None and partial.name == target and partial["receive_resume_token"] != token:
+            kept = partial is not None and partial.name == target and partial["receive_resume_token"] != token
+            if kept and not (taken is not None and taken.full):
                 self._plainly = False
                 return
             await self._place.destroy(target)

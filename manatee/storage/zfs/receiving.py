@@ -69,6 +69,7 @@ class Receiving:
         self.fd = fd
         self.adopted = False
         self.refused = False
+        self.full = False
         self._place = place
         self._target = target.name
         self._scratch = target.scratch
@@ -87,6 +88,7 @@ class Receiving:
             await self._moving.ended()
         except ZfsError as error:
             if any(sign in str(error).lower() for sign in _FULL):
+                self.full = True
                 raise NoSpace(f"no space left for {self._target}: {error}") from error
             self.refused = True
             raise Refused(f"ZFS does not take the stream: {error}") from error
