@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 
 from manatee.cluster import Peer, written_time
 from manatee.config import Settings
@@ -53,6 +54,10 @@ class Replacement:
     def torn(self) -> bool:
         """A rewind of the data was cut short."""
         return not isinstance(self.under_way, Rewind) and rewind.torn(self._settings)
+
+    @property
+    def _mark(self) -> Path:
+        return self._settings.storage.data_dir / datadir.RESTORED
 
     async def open(self) -> None:
         """Make the data reachable, and this peer's own if they took their place when it died. Raises StorageError."""
@@ -110,6 +115,11 @@ class Replacement:
         async def before_adopt() -> None:
             self._watch.forget_identity()
 
+        await self.storage.open()
+        if self._mark.exists():  # brought before, and kept then by something that has passed from taking their place
+            self.make_ours()
+            self._progressed(replace(transfer.progress, state="done"))
+            return
         version = await versions.of_programs(self._settings, timeout=self._settings.postgres.query_timeout)
         try:
             await transfer.run(
@@ -124,15 +134,14 @@ class Replacement:
         Before each start of PostgreSQL and each rewind, too, should it have failed after the restore: data that have
         been worked on must never be taken for data that were just received. Raises OSError.
         """
-        mark = self._settings.storage.data_dir / datadir.RESTORED
-        if not mark.exists():
+        if not self._mark.exists():
             return
         self.settled()
         rewind.forget(self._settings)
         initdb.write_access_files(self._settings)
         # Should they lead before they have followed: they are promoted then, and begin a timeline of their own.
         configuration.set_standby_signal(self._settings, True)
-        remove_durably(mark)
+        remove_durably(self._mark)
         self._watch.forget_identity()
 
     def _progressed(self, progress: Progress) -> None:

@@ -17,7 +17,7 @@ import structlog
 from demo.postgresql import unprivileged_user
 from manatee.storage import datadir
 from sitter import replacement
-from sitter.bootstrap import RestoreFailed
+from sitter.bootstrap import Progress, RestoreFailed
 from sitter.postgres.rewind import Unrewindable
 from sitter.replacement import Replacement
 from sitter.view import Restore, Rewind
@@ -31,7 +31,7 @@ class Restores:
         self.data_dir = data_dir
         self.adopts = True
         self.error: BaseException | None = None
-        self.progress = None
+        self.progress = Progress("running", None, 0, 0, None, "now", None)
 
     def __call__(self, *_: object) -> Restores:
         return self
@@ -45,6 +45,16 @@ class Restores:
             datadir.mark_restored(self.data_dir)
         if self.error:
             raise self.error
+
+
+class Storage:
+    """Where the data are; `ready` is what opening it brings about."""
+
+    def __init__(self, ready: Callable[[], None] = lambda: None) -> None:
+        self._ready = ready
+
+    async def open(self) -> None:
+        self._ready()
 
 
 def make(data_dir: Path) -> None:
@@ -61,7 +71,7 @@ def restores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Restores:
         return 18
 
     monkeypatch.setattr(replacement, "Transfer", found)
-    monkeypatch.setattr(replacement, "open_storage", lambda _: None)
+    monkeypatch.setattr(replacement, "open_storage", lambda _: Storage())
     monkeypatch.setattr("sitter.postgres.versions.of_programs", version)
     (tmp_path / "hba").write_text("ours")
     (tmp_path / "mark").touch()
@@ -110,13 +120,12 @@ async def test_what_was_adopted_is_made_ours(restores: Restores, old: bool, erro
 
 
 async def test_what_took_its_place_when_the_sitter_died_is_made_ours_at_its_start(restores: Restores) -> None:
-    class Storage:
-        async def open(self) -> None:
-            make(restores.data_dir)
-            datadir.mark_restored(restores.data_dir)
+    def take_place() -> None:
+        make(restores.data_dir)
+        datadir.mark_restored(restores.data_dir)
 
     under_test = replacing(restores)
-    under_test.storage = cast(Any, Storage())
+    under_test.storage = cast(Any, Storage(take_place))
     await under_test.open()
     assert is_ours(restores)
     assert not under_test.torn
@@ -158,3 +167,19 @@ async def test_what_could_not_be_made_ours_is_before_anything_is_done_with_it(
     await under_test.run(Rewind(A), None)
     assert not (restores.data_dir / datadir.RESTORED).exists()
     assert under_test.unrewindable == "this is about what was before"
+
+
+async def test_what_was_brought_and_was_kept_from_its_place_is_not_brought_again(restores: Restores) -> None:
+    """Files in the way of the mount, which the operator has moved away meanwhile."""
+
+    def take_place() -> None:
+        make(restores.data_dir)
+        datadir.mark_restored(restores.data_dir)
+
+    under_test = replacing(restores)
+    under_test.storage = cast(Any, Storage(take_place))
+    restores.error = AssertionError("there is nothing to bring")
+    await under_test.run(Restore((A,)), None)
+    assert is_ours(restores)
+    assert under_test.progress is not None
+    assert under_test.progress.state == "done"

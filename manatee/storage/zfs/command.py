@@ -229,8 +229,12 @@ async def _run(name: str, *arguments: str) -> str:
 
 
 def _parse(answer: str) -> list[Dataset]:
+    """Somebody's own property may hold anything; what of it goes on in another line is left out."""
     found: dict[str, dict[str, Value]] = {}
-    for line in answer.splitlines():
-        name, key, value, source = line.split("\t")
+    for line in answer.split("\n"):
+        if line.count("\t") < 3:
+            continue
+        name, key, rest = line.split("\t", 2)
+        value, _, source = rest.rpartition("\t")
         found.setdefault(name, {})[key] = Value(value, source)
     return [Dataset(name, properties) for name, properties in found.items()]

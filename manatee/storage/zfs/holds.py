@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -117,7 +118,10 @@ def _alive(tag: str) -> bool:
     """Whether the process that took the hold still lives: pids are used again, so its start counts as well."""
     if tag in _own:
         return True
-    pid, started, _ = tag.split("-")
+    parts = re.fullmatch(r"(\d+)-(\d*)-\d+", tag)
+    if parts is None:
+        return True  # none of ours: whoever wrote it may take it away
+    pid, started = parts.groups()
     if int(pid) == os.getpid():
         return False
     return _started(int(pid)) == started

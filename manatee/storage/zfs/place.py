@@ -83,7 +83,7 @@ class Place:
         return {name: value for name, value in NEW.items() if above is None or above.is_default(name)}
 
     async def mount(self, live: Dataset) -> None:
-        """Mount what has, or is about to get, the live name, at the directory. Raises StorageError, with what to do."""
+        """Mount it at the directory. Raises StorageError, with what to do."""
         if live["mountpoint"] != str(self.directory):
             raise StorageError(
                 f"{live.name} has the mountpoint {live['mountpoint']} and storage.directory is {self.directory}: "
@@ -94,7 +94,7 @@ class Place:
         await self._check_free(live.name)
         if not live.readable:
             await self.load_key(live)
-        await self.mount_at(self.names.live, self.directory)
+        await self.mount_at(live.name, self.directory)
 
     async def _check_free(self, dataset: str) -> None:
         if await asyncio.to_thread(_holds_files, self.directory):
@@ -146,7 +146,10 @@ class Place:
     async def _take_name(self, complete: Dataset) -> None:
         await zfs("rename", complete.name, self.names.live)
         await zfs("inherit", ADOPTING, self.names.live)
-        await self.mount(complete)
+        live = (await self.look()).live  # its key, if it has one of its own, has another name as well
+        if live is None:
+            raise Missing(f"{self.names.live} is gone: somebody has destroyed or renamed it")
+        await self.mount(live)
 
     async def isolate(self, seen: Picture, prefix: str, *, base: bool = True) -> str:
         """Put the live dataset aside; under which name. Raises Busy if it is in use, UnsupportedLayout."""
