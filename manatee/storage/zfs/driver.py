@@ -195,6 +195,8 @@ class Zfs:
             if sent_to is not None:
                 if re.fullmatch(r"[0-9A-Za-z.:]{1,100}", sent_to):
                     await zfs("set", f"{SHARED}={sent_to}", order.snapshot)
+                if keep:
+                    await zfs("inherit", KEPT, order.snapshot)
             elif keep:
                 for snapshot in filter(None, (order.base, order.snapshot)):
                     await zfs("set", *(f"{name}={value}" for name, value in _kept().items()), snapshot)
