@@ -269,6 +269,7 @@ class Coordination:
         """
         if self._entered is None or self._entered[1] != self._session.id:
             return  # the session that had joined has ended, and its nodes with it
+        self._mine = None  # should the answer be lost: a node that is gone then was not removed by somebody else
         with refusals("leave the shard"):
             for name in await self._own(self._entered[0]):
                 status, node = f"{self._layout.status}/{name}", f"{self._layout.election}/{name}"
@@ -279,7 +280,7 @@ class Coordination:
                         with contextlib.suppress(NoNodeError):
                             await self._session.commit(delete(path))
                 self._log.info("resigned", node=name)
-        self._entered = self._mine = self._published = None
+        self._entered = self._published = None
 
     async def evict(self, node: str) -> None:
         """Remove this election node of another peer, which is dead, and its status. That it is gone is no error.

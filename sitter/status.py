@@ -17,6 +17,9 @@ from manatee.cluster import Role
 from sitter.postgres.causes import CAUSES
 from sitter.report import Report
 
+IDLE = 365 * 86400.0
+"""Seconds for which a connection may be idle: those of our neighbours are, and mean that we live."""
+
 CHECKS: dict[str, tuple[str, Callable[[Report], bool]]] = {
     "/ping": ("PostgreSQL is healthy", lambda now: now.healthy),
     "/health": ("PostgreSQL is healthy", lambda now: now.healthy),
@@ -47,7 +50,7 @@ class StatusServer:
         application.router.add_get("/metrics", self._metrics)
         for path in CHECKS:
             application.router.add_get(path, self._check)
-        self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=1)
+        self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=1, keepalive_timeout=IDLE)
         await self._runner.setup()
         await web.TCPSite(self._runner, *self._address).start()
 

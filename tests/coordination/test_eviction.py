@@ -7,8 +7,8 @@ from kazoo.client import KazooClient
 
 from demo.zookeeper import ZooKeeperServer
 from manatee.cluster import PeerStatus
-from manatee.coordination import CoordinationError
-from tests.coordination.stage import Party, peer, until
+from manatee.coordination import CoordinationError, OutcomeUnknown
+from tests.coordination.stage import Party, Proxy, peer, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -64,6 +64,23 @@ async def test_a_live_peer_that_was_evicted_joins_again_and_says_so(
     assert after.joined not in (None, first.joined)
     assert (after.active[0].status, after.active[0].session) == (STATUS, first.active[0].session)
     assert [said["node"] for said in connect.said(AGAIN)] == [first.joined]
+
+
+async def test_who_resigned_without_hearing_of_it_does_not_blame_another(
+    zookeeper: ZooKeeperServer, connect: Party, proxy: Proxy, raw: KazooClient, root: str
+) -> None:
+    one = await connect(proxy.servers, request_timeout=1.0)
+    await one.join(peer(1))
+    await one.publish(STATUS)
+    proxy.swallow_on = b"/status/"
+    with pytest.raises(OutcomeUnknown):
+        await one.resign()
+    await until(lambda: raw.get_children(f"{root}/election") == [])
+    proxy.heal()
+    await until(lambda: len(connect.said("connected to ZooKeeper")) == 2)
+    await one.join(peer(1))
+    assert len(raw.get_children(f"{root}/election")) == 1
+    assert connect.said(AGAIN) == []
 
 
 @pytest.mark.parametrize("said_before", [False, True])

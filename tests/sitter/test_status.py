@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 
@@ -10,7 +11,7 @@ import pytest
 
 from manatee.cluster import Role
 from sitter.report import Report
-from sitter.status import CHECKS, StatusServer
+from sitter.status import CHECKS, IDLE, StatusServer
 
 HOST, PORT = "127.22.0.2", 5433
 HEALTHY = Report(role=Role.SYNC, generation=7, healthy=True, serving=True, ready=True, session=True)
@@ -103,3 +104,22 @@ async def test_settings_that_are_not_as_they_should_be_are_counted(get: Get) -> 
         "manatee_settings_repairs_total 3.0",
     ):
         assert line in text.splitlines()
+
+
+async def test_a_neighbour_that_only_listens_is_not_hung_up_on() -> None:
+    """It would wonder, once an hour, whether this peer is dead."""
+    server = StatusServer(HOST, PORT, lambda: HEALTHY)
+    await server.start()
+    reader, writer = await asyncio.open_connection(HOST, PORT)
+    try:
+        runner = server._runner
+        assert runner is not None
+        assert runner.server is not None
+        async with asyncio.timeout(30):
+            while not (connected := runner.server.connections):
+                await asyncio.sleep(0.01)
+        assert [each.keepalive_timeout for each in connected] == [IDLE]
+        assert not reader.at_eof()
+    finally:
+        writer.transport.abort()
+        await server.close()
