@@ -256,8 +256,7 @@ class Transitions:
         """A standby that is not fed, since it asks for more than its upstream has (`tail`)."""
         if self._sealing:
             return False  # what is in its way does not matter any more, and it may be about to take over
-        fed = facts.receiver is not None and facts.receiver.status == "streaming"
-        if fed or facts.replay is None or self.upstream is None or not self._server.said(*tail.SIGNS):
+        if facts.replay is None or self.upstream is None or not self._server.said(*tail.SIGNS, since=tail.FED):
             return False
         try:
             return await tail.cut(self._settings, replayed=facts.replay, only_look=True) and not self._sealing

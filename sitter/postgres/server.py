@@ -68,9 +68,14 @@ class Server:
     def last_words(self) -> str:
         return " | ".join(self._postmaster.last_lines[-3:]) or "it said nothing"
 
-    def said(self, *words: str) -> bool:
-        """Whether one of these is in the newest lines of its log."""
-        return any(each in line for line in self._postmaster.last_lines for each in words)
+    def said(self, *words: str, since: tuple[str, ...] = ()) -> bool:
+        """Whether one of these is in the newest lines of its log, and none of `since` in a later one."""
+        for line in reversed(self._postmaster.last_lines):
+            if any(each in line for each in since):
+                return False
+            if any(each in line for each in words):
+                return True
+        return False
 
     @property
     def returncode(self) -> int | None:

@@ -22,7 +22,10 @@ from sitter.postgres.errors import BadWal
 
 SIGNS = ("is ahead of the WAL flush position of this server", "is ahead of the upstream server")
 """What the log of a standby says that asks for more than its upstream has: where it tries again and again, and where it
-waits (PostgreSQL 18)."""
+waits (PostgreSQL 18.6, whose receiver says `streaming` of itself while it does)."""
+
+FED = ("started streaming WAL from primary", "restarted WAL streaming")
+"""What it says when it gets what it has asked for."""
 
 _CHUNK = 1 << 16
 

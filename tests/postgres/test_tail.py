@@ -52,6 +52,7 @@ async def test_half_a_record_at_the_end_of_a_segment_keeps_nobody_from_following
     await other.open()
     await heir.sql("create table after_it (n int)")
     await until(lambda: has(other, "after_it"))
+    assert not await cannot_be_fed(other)
 
 
 async def write_up_to_the_end_of_a_segment(primary: Node) -> None:
@@ -80,8 +81,7 @@ async def received(standby: Node, position: Lsn) -> None:
 
 async def cannot_be_fed(node: Node) -> bool:
     """By what the sitter goes by."""
-    receivers = await node.sql("select 1 from pg_stat_wal_receiver where status = 'streaming'")
-    return node.server.said(*tail.SIGNS) and not receivers
+    return node.server.said(*tail.SIGNS, since=tail.FED)
 
 
 async def has(node: Node, table: str) -> bool:

@@ -11,6 +11,7 @@ import psycopg
 import pytest
 import structlog
 
+from sitter.postgres import tail
 from sitter.postgres.errors import Hung, PostgresError
 from sitter.postgres.server import STOPPED, Server
 
@@ -65,3 +66,18 @@ async def test_a_server_that_accepts_and_does_not_answer_is_not_waited_for_howev
         with pytest.raises(Hung, match="did not say"):
             async with server.configured(STOPPED, timeout=3600.0):
                 pass
+
+
+def test_who_gets_what_it_asked_for_is_not_one_that_waits_for_it() -> None:
+    """PostgreSQL 18.6 says of a receiver that waits that it streams: its log alone tells the two apart."""
+    server = Server(SETTINGS, structlog.get_logger())
+    log = server._postmaster._lines.last
+    ahead = "LOG:  walreceiver requested start point 0/05000000 on timeline 3 is ahead of the upstream server's flush"
+    for line, waits in (
+        ("LOG:  started streaming WAL from primary at 0/4000000 on timeline 2", False),
+        (ahead, True),
+        ("LOG:  something else", True),
+        ("LOG:  restarted WAL streaming at 0/5000000 on timeline 3", False),
+    ):
+        log.append(line)
+        assert server.said(*tail.SIGNS, since=tail.FED) is waits

@@ -87,7 +87,7 @@ class Unfed(Idle):
 
     running = standby = True
 
-    def said(self, *words: str) -> bool:
+    def said(self, *words: str, since: tuple[str, ...]) -> bool:
         return True
 
 
