@@ -126,7 +126,8 @@ class Shard:
     def upstream(self) -> Peer:
         """The link above, or while that is absent or long unready the nearest that serves in its stead."""
         above, asked = self.above, self.promote
-        if asked and asked.id == self.view.me.id and promotes_to_sync(asked):
+        proven = self.view.memory.proof >= self.state.generation  # else it would have to stop following for it
+        if asked and asked.id == self.view.me.id and promotes_to_sync(asked) and proven:
             return self.state.primary
         nearest = self.view.present.get(above[0].id)
         if self.incomparable_with is not None:

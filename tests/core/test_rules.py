@@ -251,6 +251,15 @@ def test_an_async_promoted_to_sync_follows_the_primary() -> None:
     assert decide(view(C, state=asked, link=link)).database == Standby(A)
 
 
+def test_an_async_that_has_yet_to_prove_itself_goes_on_following_although_it_is_promoted() -> None:
+    """It would have to stop for the comparison with the primary, be ready no more, and so void the request."""
+    asked = state(promote=promote(C, "async", 0))
+    memory = Memory(generation=GENERATION, proof=GENERATION - 1)
+    decision = decide(view(C, state=asked, memory=memory, link=None))
+    assert decision.database == Standby(B)
+    assert decision.ready
+
+
 @pytest.mark.parametrize(
     ("me", "who", "sources"),
     [
