@@ -15,6 +15,7 @@ from aiohttp import web
 
 from demo.postgresql import Installation
 from manatee.cluster import Peer as Identity
+from manatee.storage import datadir
 from sitter.bootstrap import RestoreFailed
 from tests.backup.attempt import Attempt
 from tests.backup.sandbox import Peer, Sandbox, new_address
@@ -109,7 +110,8 @@ async def run(peer: Peer, source: Source, **options: Any) -> Attempt:
 
 async def test_what_the_old_server_left_is_not_part_of_the_new_database(peer: Peer) -> None:
     await run(peer, Source())
-    assert {path.name for path in peer.data.iterdir()} == {"PG_VERSION", "global", "backup_label"}
+    mark = datadir.RESTORED  # until it is made this peer's own
+    assert {path.name for path in peer.data.iterdir()} == {"PG_VERSION", "global", "backup_label", mark}
     assert peer.names == {"data"}
 
 
