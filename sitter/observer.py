@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterable, Mapping
 
-from manatee.cluster import Peer, application_name
+from manatee.cluster import ClusterState, Peer, application_name
 from manatee.config import Settings
 from manatee.coordination import Active, Coordination
 from sitter.comparer import Comparer
@@ -54,6 +54,7 @@ class Observer:
         self._seen: Mapping[str, Active] = {}
         self._streamed_at = -math.inf
         self._ahead: frozenset[str] = frozenset()
+        self._sealed_under: int | None = None
         self._writable_since: float | None = None
         self._confirmed: Link | None = None
 
@@ -86,7 +87,7 @@ class Observer:
             version=seen.version,
             cluster=seen.cluster,
             has_history=seen.has_history,
-            database=self._database(known.values(), active),
+            database=self._database(known.values(), active, gave_up=self._gave_up(memory, state)),
             memory=memory,
             write_open=self._coordination.write_open,
             singleton=self._settings.shard.singleton,
@@ -122,7 +123,13 @@ class Observer:
 
     # --- The database -------------------------------------------------------------------------------------------
 
-    def _database(self, known: Iterable[Peer], active: list[Active]) -> Database:
+    def _gave_up(self, memory: Memory, state: ClusterState | None) -> bool:
+        """The last seal has come to nothing: the generation is still the one that it was made under."""
+        if memory.seal is not None:
+            self._sealed_under = memory.seal.generation
+        return state is not None and state.generation == self._sealed_under
+
+    def _database(self, known: Iterable[Peer], active: list[Active], *, gave_up: bool) -> Database:
         watch, transitions = self._watch, self._transitions
         facts = watch.facts if watch.healthy else None
         names = {application_name(peer): peer.id for peer in known}
@@ -138,7 +145,7 @@ class Observer:
             at_rest=self._at_rest.end.lsn if self._at_rest.end else None,
             sealed=transitions.sealed,
             sealed_for=_since(transitions.sealed_since, never=0.0),
-            unsealed_for=_since(transitions.unsealed_since, never=math.inf),
+            unsealed_for=_since(transitions.unsealed_since if gave_up else None, never=math.inf),
             upstream=transitions.upstream.id if transitions.upstream else None,
             streaming=self._streaming(facts, transitions.upstream),
             connected=_connected(facts, names, transitions.upstream),

@@ -11,8 +11,8 @@ from manatee.cluster import Comparison, PeerStatus
 from manatee.coordination import Active
 from manatee.lsn import Lsn
 from sitter.observer import Observer
-from sitter.view import Link
-from tests.core.views import A, B
+from sitter.view import Link, Memory, Seal
+from tests.core.views import GENERATION, A, B, state
 
 LINK = Link(A.id, 4, 4, Comparison.PREFIX, Lsn(100))
 
@@ -73,6 +73,16 @@ def test_a_receiver_streams_from_its_upstream_by_host_and_port(conninfo: str, st
     parts = (cast(Any, SETTINGS), unused, unused, cast(Any, transitions), cast(Any, Comparer), unused, unused)
     facts = SimpleNamespace(receiver=SimpleNamespace(status="streaming", silent=0.1, conninfo=conninfo))
     assert Observer(*parts)._streaming(cast(Any, facts), A) is streams
+
+
+def test_a_seal_that_led_to_a_new_generation_was_not_given_up() -> None:
+    """The next one need not wait: a sync may die right after a takeover."""
+    watching, seal = observer(), Memory(seal=Seal(GENERATION, Lsn(100)))
+    assert not watching._gave_up(Memory(), state())
+    watching._gave_up(seal, state())
+    assert watching._gave_up(Memory(), state())
+    watching._gave_up(seal, state(generation=GENERATION + 1))
+    assert not watching._gave_up(Memory(), state(generation=GENERATION + 1))
 
 
 def test_whoever_has_what_a_primary_lost_is_remembered_until_its_data_or_ours_are_others() -> None:
