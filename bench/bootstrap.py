@@ -37,6 +37,7 @@ from demo.directory import run_directory
 from demo.postgresql import choose, unprivileged_user, within_reach
 from manatee.config import Tls
 from manatee.storage import open_storage, pipe
+from manatee.storage.zfs import properties
 from tests.backup.sandbox import Peer, Sandbox, opened
 
 Driver = Literal["zfs", "basebackup"]
@@ -44,6 +45,8 @@ Driver = Literal["zfs", "basebackup"]
 SIZE = 2048
 """MiB of the database."""
 PHASES = ("until the first byte", "stream", "until complete and durable", "switch")
+SETTLED = 3.0
+"""Seconds for what has just been destroyed to be freed: nobody is to share the disk with what another way has left."""
 CHUNK = 64 << 20
 PAGE = 8192
 _COLUMNS = {OURS: "through the backup server", "tls": "with TLS", "by-hand": "by hand", "pipe": "a bare pipe"}
@@ -195,6 +198,7 @@ def _notes(driver: Driver, size: int) -> Sequence[str]:
     by_hand = "`zfs send | zfs receive`" if driver == "zfs" else "`pg_basebackup | tar -x`, and sync(1)"
     return (
         f"A database of {size} MiB that does not compress, from and into the same disk. By hand: {by_hand}.",
+        *(("All are received with the same properties, compression among them.",) if driver == "zfs" else ()),
         "A bare pipe: the same programs with a pipe as large as ours between them.",
     )
 
@@ -281,6 +285,7 @@ def _one(way: Way, target: Peer, server: _Server, major: int, *, base: bool = Fa
             await storage.drop_isolated(0)
 
     asyncio.run(clear())
+    time.sleep(SETTLED)
     before = server.processor()
     settings = str(target.root / "manatee.toml")
     command = [sys.executable, "-m", "bench.requester", settings, server.identity, str(major)]
@@ -321,10 +326,16 @@ class _Copy(Protocol):
     def __call__(self, *, large_pipe: bool) -> float: ...
 
 
-def _by_zfs(source: Peer, target: str) -> _Copy:
+def _by_zfs(source: Peer, parent: str) -> _Copy:
+    """Below a dataset that gives it the properties that ours has: compressing, or trying to, takes a quarter of it."""
+    options = (f"-o{name}={value}" for name, value in properties.NEW.items())
+    zfs.run("zfs", "create", "-ocanmount=off", "-omountpoint=none", *options, parent)
+    target = f"{parent}/manatee"
+
     def copy(*, large_pipe: bool) -> float:
         snapshot = f"{source.dataset}@by-hand"
         zfs.run("zfs", "snapshot", snapshot)
+        time.sleep(SETTLED)
         began = time.monotonic()
         _through(["zfs", "send", snapshot], ["zfs", "receive", "-u", target], large_pipe=large_pipe)
         seconds = time.monotonic() - began
@@ -366,6 +377,7 @@ def _by_tar(source: Peer, target: Path) -> _Copy:
         target.mkdir()
         send = [source.postgresql.bin_dir / "pg_basebackup", "-D-", "-Ft", "-Xfetch", "-cfast", "--no-manifest"]
         address = ["-h", source.root / "socket", "-U", "postgres"]
+        time.sleep(SETTLED)
         began = time.monotonic()
         _through([*send, *address], ["tar", "-x", "-C", target], large_pipe=large_pipe)
         if not large_pipe:

@@ -249,7 +249,7 @@ async def connect(peer: Peer, settings: Settings) -> AsyncIterator[Source]:
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=idle),
             version=aiohttp.HttpVersion10,  # the stream as it is, to the end of the connection
             auto_decompress=False,
-            read_bufsize=pipe.SLICE,
+            read_bufsize=pipe.CHUNK,
             max_field_size=_HEADER_LIMIT,
         )
     except (NoToken, BadCertificate) as error:

@@ -16,6 +16,7 @@ import select
 import struct
 import sys
 import termios
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -26,6 +27,10 @@ SLICE = 1 << 20
 """Bytes moved at a time by the kernel."""
 _GLANCE = 0.2
 """Seconds between two looks at how far it has come."""
+_GATHER = 0.0005
+"""Seconds for which what has just begun to come is let gather. A sender of snapshots writes 8 KiB and less at a time:
+whoever moves each piece as soon as it is there spends more on being woken than on moving, and takes both processors
+from the one who writes and the one who reads (zfs-fuse on two processors: 150 instead of 220 MB/s)."""
 
 
 class SourceStalled(TimeoutError):
@@ -56,6 +61,7 @@ async def read(fd: int, limit: int = CHUNK) -> bytes:
             return os.read(fd, limit)
         except BlockingIOError:
             await _ready(fd, for_writing=False)
+            await asyncio.sleep(_GATHER)
 
 
 async def write(fd: int, chunk: bytes) -> None:
@@ -147,6 +153,8 @@ class _Moving:
                     raise TargetStalled
             elif not readable.poll(1000 * (later if self.count else first)):
                 raise SourceStalled
+            else:
+                time.sleep(_GATHER)
 
 
 def _splice_now(source: int, target: int, limit: int) -> int | None:
