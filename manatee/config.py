@@ -102,7 +102,7 @@ class Postgres(_Section):
     start_timeout: Seconds = 60.0
     """For a start that makes no progress; recovery that does is never given up."""
     query_timeout: Seconds = 5.0
-    health_interval: Seconds = 1.0
+    health_interval: Seconds = 2.0
     health_timeout: Seconds = 5.0
     """A fresh connection and a query that take longer count as PostgreSQL's death."""
     crash_restart_timeout: Seconds = 5.0

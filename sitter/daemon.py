@@ -37,6 +37,9 @@ from sitter.view import Decision, Initialize, Keep, Primary, Restore, Rewind, St
 TURN = 1.0
 """Seconds between turns in which nothing happened: PostgreSQL is looked at this often."""
 
+IDLE = 2.0
+"""The same while this peer is what it should be, and neither it nor the shard waits for anything."""
+
 PATIENCE = 0.01
 """The share of a wait that may be added to it by looking more rarely the longer it lasts."""
 
@@ -149,6 +152,7 @@ class Daemon:
             self._log.debug("ZooKeeper cannot be asked", error=str(error))
             view = None
         look_again: float | None = None
+        longest = TURN
         if view is None:
             self._go_on_unheard()
         else:
@@ -156,13 +160,13 @@ class Daemon:
             decision = decide(view)
             self._note(decision)
             self._view, self._decision = view, decision
-            look_again = decision.look_again
+            look_again, longest = decision.look_again, IDLE if _all_is_well(view, decision) else TURN
             await self._carry_out(view, decision)
         if self._leaving and not self._server.running and (view is None or self._resigned_at is not None):
             return True
         if self._leaving and view is None:
             return True  # nobody can be told, and nobody could take over: run() ends PostgreSQL
-        await self._wait(look_again)
+        await self._wait(look_again, longest)
         return False
 
     def _go_on_unheard(self) -> None:
@@ -185,10 +189,10 @@ class Daemon:
         self._fenced = fenced
         self._transitions.want(replace(wanted, fenced=fenced))
 
-    async def _wait(self, look_again: float | None) -> None:
+    async def _wait(self, look_again: float | None, longest: float) -> None:
         """Until something changes, or it is time to look again."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_pause(look_again, waited=time.monotonic() - self._decided_at)):
+            async with asyncio.timeout(_pause(look_again, longest, waited=time.monotonic() - self._decided_at)):
                 await self._changed.wait()
 
     def _note(self, decision: Decision) -> None:
@@ -338,9 +342,13 @@ class Daemon:
                 self.wake()
 
 
-def _pause(look_again: float | None, *, waited: float) -> float:
-    """Seconds until the next look, of a decision that asks for it and has been the same for so long."""
-    return TURN if look_again is None else min(TURN, max(look_again, PATIENCE * waited))
+def _pause(look_again: float | None, longest: float, *, waited: float) -> float:
+    """Seconds until the next look, of a decision that may ask for it and has been the same for so long."""
+    return longest if look_again is None else min(longest, max(look_again, PATIENCE * waited))
+
+
+def _all_is_well(view: View, decision: Decision) -> bool:
+    return decision.ready and decision.waiting_for is None and not any(one.unready_for for one in view.active)
 
 
 def _unproven(view: View) -> Iterator[tuple[str, int]]:

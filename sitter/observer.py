@@ -11,7 +11,7 @@ from manatee.config import Settings
 from manatee.coordination import Active, Coordination
 from sitter.comparer import Comparer
 from sitter.neighbour import Lookout
-from sitter.postgres import rewind, versions
+from sitter.postgres import rewind
 from sitter.postgres.at_rest import AtRest
 from sitter.postgres.queries import Facts
 from sitter.postgres.watch import Watch
@@ -133,11 +133,10 @@ class Observer:
         watch, transitions = self._watch, self._transitions
         facts = watch.facts if watch.healthy else None
         names = {application_name(peer): peer.id for peer in known}
-        version = versions.of_data(self._settings.storage.data_dir)
         return Database(
             initialized=watch.initialized,
             identifier=watch.identifier,
-            version=str(version) if version else None,
+            version=str(watch.version) if watch.version else None,
             running=transitions.running,
             online=facts is not None,
             writable_for=self._writable_for(facts),

@@ -24,7 +24,7 @@ from sitter.postgres.errors import PostgresError, Unreachable
 from sitter.postgres.findings import Findings
 from sitter.postgres.server import Server
 
-INTERVAL = 10.0
+INTERVAL = 20.0
 """Seconds between two looks when nothing is new."""
 
 SOON = 1.0

@@ -1,12 +1,11 @@
-"""Looks at PostgreSQL: whenever somebody needs to know now, and once a second in any case.
+"""Looks at PostgreSQL: whenever somebody needs to know now, and every `postgres.health_interval` in any case.
 
 Health is a fresh connection with a deadline, because an old one still answers when the postmaster hangs. Refused is not
 the same as silent: a server that starts or has died refuses, one that accepts and does not answer hangs. The connection
 of the last such look is asked in between: a look on the way to a takeover costs one millisecond then instead of ten.
 
-The daemon looks in every turn, once a second at least, and the first look after `postgres.health_interval` is the fresh
-one. Only a daemon that is held up, by ZooKeeper for one, leaves it to `Watch.run`: so an idle sitter looks once a
-second, not twice.
+The daemon looks in every turn, and the first look after `postgres.health_interval` is the fresh one. Only a daemon that
+is held up, by ZooKeeper for one, leaves it to `Watch.run`: so an idle sitter does not look twice.
 """
 
 from __future__ import annotations
@@ -60,6 +59,8 @@ class Watch:
         """The system identifier of the database on disk; None if there is none, or it is not identified."""
         self.unidentified: str | None = "it has not been looked at yet"
         """Why it is not known which database is on disk, or whether there is one; None if it is known."""
+        self.version: int | None = None
+        """The major version of that database."""
 
     @property
     def healthy(self) -> bool:
@@ -105,7 +106,7 @@ class Watch:
 
     def forget_identity(self) -> None:
         """The database on disk is another one now."""
-        self.identifier, self.unidentified = None, "it has just been replaced"
+        self.identifier, self.version, self.unidentified = None, None, "it has just been replaced"
 
     async def _identify(self) -> None:
         """Not knowing which database this is, is another fact than that there is none: nothing is decided on it."""
@@ -115,8 +116,9 @@ class Watch:
             await versions.check(self._settings, timeout=timeout)
         if there and self.identifier is None:
             self.identifier = (await controldata.read(self._settings, timeout=timeout)).system_identifier
+            self.version = versions.of_data(self._settings.storage.data_dir)
         elif not there and not self._server.running:
-            self.identifier = None
+            self.identifier, self.version = None, None
         elif not there and self.identifier is not None:
             raise Hung("its data are no longer there")  # the postmaster itself would notice within a minute
         self.unidentified = None

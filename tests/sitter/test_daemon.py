@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from manatee.cluster import Peer
 from manatee.config import load
 from manatee.coordination import Unreachable
 from manatee.lsn import Lsn
-from sitter.daemon import TURN, Daemon, _pause
+from sitter.daemon import TURN, Daemon, _all_is_well, _pause
 from sitter.view import Decision, Keep, Memory, Primary, Restore, Seal, Standby, Stopped, View, Wanted, Write
 from tests.core.views import A, B, state, view
 
@@ -164,7 +165,7 @@ async def test_what_was_to_be_looked_at_soon_is_not_when_nothing_can_be_decided(
     async def done(*_: object) -> None:
         """Nothing is carried out, and nothing waited for."""
 
-    async def wait(look_again: float | None) -> None:
+    async def wait(look_again: float | None, _: float) -> None:
         waited.append(look_again)
 
     monkeypatch.setattr("sitter.daemon.decide", lambda _: Decision("waiting", Keep(), memory=SEALED, look_again=0.02))
@@ -180,7 +181,16 @@ async def test_what_was_to_be_looked_at_soon_is_not_when_nothing_can_be_decided(
     assert waited == [0.02, None]
 
 
+def test_who_is_ready_among_peers_that_are_looks_more_rarely() -> None:
+    here = view(B)
+    ready = Decision("following A", Keep(), ready=True)
+    assert _all_is_well(here, ready)
+    assert not _all_is_well(here, replace(ready, ready=False))
+    assert not _all_is_well(here, replace(ready, waiting_for="an operator"))
+    assert not _all_is_well(here.with_unready_times({A.id: 0.1}), ready)
+
+
 def test_the_longer_it_is_waited_the_more_rarely_it_is_looked() -> None:
     """An async that cannot be compared may be waited for for days; a takeover is over within a second."""
-    assert [_pause(0.02, waited=waited) for waited in (0.0, 1.0, 20.0, 3600.0)] == [0.02, 0.02, 0.2, TURN]
-    assert _pause(None, waited=0.0) == _pause(4.0, waited=0.0) == TURN
+    assert [_pause(0.02, TURN, waited=waited) for waited in (0.0, 1.0, 20.0, 3600.0)] == [0.02, 0.02, 0.2, TURN]
+    assert _pause(None, TURN, waited=0.0) == _pause(4.0, TURN, waited=0.0) == TURN

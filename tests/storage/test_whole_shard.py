@@ -32,7 +32,7 @@ CALM = {
     "zookeeper": {"request_timeout": 5.0 * SLOWNESS},
     "postgres": {
         **dict.fromkeys(("query_timeout", "health_timeout", "handover_timeout", "seal_timeout"), 5.0 * SLOWNESS),
-        "health_interval": min(1.0 * SLOWNESS, 5.0),
+        "health_interval": min(2.0 * SLOWNESS, 5.0),
         "start_timeout": 60.0 * SLOWNESS,
         "crash_restart_timeout": 5.0 * SLOWNESS,
         "sync_grace": 10.0 * SLOWNESS,
