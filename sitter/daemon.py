@@ -71,6 +71,7 @@ class Daemon:
         self._unidentified: str | None = None
         self._leaving = False
         self._resigned_at: float | None = None
+        self._resigned_in: int | None = None
         self._published: tuple[PeerStatus, float] | None = None
         self._evictions = 0
         self._view: View | None = None
@@ -147,7 +148,12 @@ class Daemon:
         await self._watch.look()
         resigned_for = None if self._resigned_at is None else time.monotonic() - self._resigned_at
         try:
-            view = await self._observer.view(self._memory.memory, leaving=self._leaving, resigned_for=resigned_for)
+            view = await self._observer.view(
+                self._memory.memory,
+                leaving=self._leaving,
+                resigned_for=resigned_for,
+                resigned_in=self._resigned_in,
+            )
         except CoordinationError as error:
             self._log.debug("ZooKeeper cannot be asked", error=str(error))
             view = None
@@ -235,7 +241,7 @@ class Daemon:
         )
         try:
             if decision.resign:
-                await self._resign()
+                await self._resign(view)
             elif view.me.id not in view.present:
                 await self._join()
                 return  # what was decided is void: who was evicted looks again before it does anything else
@@ -279,12 +285,13 @@ class Daemon:
             )
         self.wake()
 
-    async def _resign(self) -> None:
+    async def _resign(self, view: View) -> None:
         """Leave the active list, once PostgreSQL is dead."""
         if not self._server.running and self._transitions.idle:
             await self._coordination.resign()
             if self._resigned_at is None:
                 self._resigned_at = time.monotonic()
+                self._resigned_in = view.state.generation if view.state else None
                 self.wake()
 
     async def _join(self) -> None:

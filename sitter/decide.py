@@ -173,6 +173,9 @@ def _makes_way(shard: Shard) -> Decision | None:
     if possible and database.failing_for is not None and database.failing_for >= limits.crash_restart_timeout:
         reason = f"resigned: PostgreSQL did not come back within {limits.crash_restart_timeout:g} s"
         return Decision(reason, Stopped(), resign=True, waiting_for="the sync")
+    if possible and shard.out_of_reach:
+        reason = f"resigned: no standby has reached this primary for {2 * limits.sync_grace:g} s"
+        return Decision(reason, Stopped(), resign=True, waiting_for="the sync")
     return None
 
 

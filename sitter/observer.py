@@ -56,6 +56,7 @@ class Observer:
         self._ahead: frozenset[str] = frozenset()
         self._sealed_under: int | None = None
         self._writable_since: float | None = None
+        self._unfollowed_since: float | None = None
         self._confirmed: Link | None = None
 
     @property
@@ -63,7 +64,9 @@ class Observer:
         given = self._settings.postgres
         return Limits(given.sync_grace, given.seal_timeout, given.crash_restart_timeout, given.handover_timeout)
 
-    async def view(self, memory: Memory, *, leaving: bool, resigned_for: float | None) -> View | None:
+    async def view(
+        self, memory: Memory, *, leaving: bool, resigned_for: float | None, resigned_in: int | None
+    ) -> View | None:
         """Everything known now; None while it is not known which database is here, or whether there is one.
 
         Raises CoordinationError while ZooKeeper cannot be asked.
@@ -93,6 +96,7 @@ class Observer:
             singleton=self._settings.shard.singleton,
             leaving=leaving,
             resigned_for=resigned_for,
+            resigned_in=resigned_in,
             limits=self._limits,
             rejoin=Rejoin(self._settings.postgres.rejoin),
             death=self._lookout.death,
@@ -133,6 +137,7 @@ class Observer:
         watch, transitions = self._watch, self._transitions
         facts = watch.facts if watch.healthy else None
         names = {application_name(peer): peer.id for peer in known}
+        connected = _connected(facts, names, transitions.upstream)
         return Database(
             initialized=watch.initialized,
             identifier=watch.identifier,
@@ -147,7 +152,7 @@ class Observer:
             unsealed_for=_since(transitions.unsealed_since if gave_up else None, never=math.inf),
             upstream=transitions.upstream.id if transitions.upstream else None,
             streaming=self._streaming(facts, transitions.upstream),
-            connected=_connected(facts, names, transitions.upstream),
+            connected=connected,
             attached={
                 names[row.application_name]: row.flush
                 for row in (facts.downstreams if facts else ())
@@ -155,6 +160,7 @@ class Observer:
             },
             ahead=self._found_ahead(facts, names, active),
             link=self._confirmed_link(active),
+            unfollowed_for=self._unfollowed_for(facts, connected),
             incomparable=self._comparer.incomparable,
             failing_for=None if transitions.failures.since is None else _since(transitions.failures.since, never=0.0),
             handing_over=transitions.handing_over,
@@ -207,6 +213,14 @@ class Observer:
         elif self._writable_since is None:
             self._writable_since = time.monotonic()
         return _since(self._writable_since, never=0.0)
+
+    def _unfollowed_for(self, facts: Facts | None, connected: frozenset[str]) -> float:
+        """While PostgreSQL is down nobody can connect: it may be down because nobody could."""
+        if facts is not None and (facts.in_recovery or connected):
+            self._unfollowed_since = None
+        elif facts is not None and self._unfollowed_since is None:
+            self._unfollowed_since = time.monotonic()
+        return _since(self._unfollowed_since, never=0.0)
 
 
 def _connected(facts: Facts | None, names: Mapping[str, str], upstream: Peer | None) -> frozenset[str]:

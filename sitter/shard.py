@@ -233,6 +233,17 @@ class Shard:
         return None
 
     @cached_property
+    def out_of_reach(self) -> bool:
+        """Nobody has reached this primary for so long that who could has tried: an async does after `sync_grace`, when
+        the sync is unready, to become the sync. Where a takeover comes to nothing it is not tried again.
+        """
+        view, sync = self.view, self.state.sync
+        if sync is None or not self.present(sync) or view.resigned_in == self.state.generation:
+            return False
+        for_long = min(view.present[sync.id].unready_for, view.database.unfollowed_for)
+        return for_long >= 2 * view.limits.sync_grace
+
+    @cached_property
     def sync_contradicts(self) -> Comparison | None:
         """How the sync's data stand to the primary's, if it says that they are no prefix, or is found to have more.
 

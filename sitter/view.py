@@ -149,6 +149,8 @@ class Database:
     They stay in it until they say that nothing is proven of their data, or this becomes a standby's."""
     link: Link | None = None
     incomparable: Incomparable | None = None
+    unfollowed_for: float = 0.0
+    """How long it has been a primary with which no peer has a replication connection. Goes on while it is down."""
     failing_for: float | None = None
     """Since it was found dead or hung although it should run; None while it runs, or makes its way up."""
     handing_over: bool = False
@@ -210,7 +212,9 @@ class View:
     leaving: bool = False
     """We were asked to stop."""
     resigned_for: float | None = None
-    """How long ago we gave up our election node on purpose; None if we did not."""
+    """How long ago we gave up our election node on purpose; None if we did not, or have come back."""
+    resigned_in: int | None = None
+    """The generation in which we did that last."""
     limits: Limits = Limits()
     rejoin: Rejoin = Rejoin.SAFE
     death: Death | None = None

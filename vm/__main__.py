@@ -32,6 +32,8 @@ TESTS = {
     ),
 }
 """For each of two machines, which run at the same time: an emulated one uses one core."""
+FASTER = "storage"
+"""The group whose machine goes by our clock: the deadlines of its tests are long enough."""
 
 
 @click.command(help=__doc__, context_settings={"ignore_unknown_options": True})
@@ -62,7 +64,7 @@ async def _run(screen: Screen, parts: Parts, name: str, words: Sequence[str], de
     """Run tests in a machine of their own, and say what came of it; an exit status."""
     began = time.monotonic()
     try:
-        status = await run_tests(parts, words, name=name, deadline=deadline, silence=silence)
+        status = await run_tests(parts, words, name=name, counting=name != FASTER, deadline=deadline, silence=silence)
         outcome = "passed" if status == 0 else "FAILED"
     except MachineFailed as error:
         status, outcome = 1, f"FAILED: {error}"

@@ -1,8 +1,8 @@
 """The virtual machine: QEMU and, to share the checkout with it, virtiofsd. Both end with the `async with` block.
 
 One emulated processor of an old model: with more of them, or a newer one, the emulation is several times slower. Its
-clock counts instructions (`-icount`): where others keep this machine busy, time passes more slowly in there, and no
-deadline of a test is missed for that.
+clock may count instructions (`-icount`): where others keep this machine busy, time passes more slowly in there, and no
+deadline of a test is missed for that. It costs a fifth of the speed.
 """
 
 from __future__ import annotations
@@ -39,10 +39,12 @@ class Parts:
     python: Path
 
 
-async def run_tests(parts: Parts, words: Sequence[str], *, name: str, deadline: float, silence: float) -> int:
+async def run_tests(
+    parts: Parts, words: Sequence[str], *, name: str, counting: bool, deadline: float, silence: float
+) -> int:
     """Run pytest in a machine of its own; returns pytest's exit status.
 
-    Its output is on our standard output, each line with the machine's name in front, if it has one.
+    With `counting` its clock counts instructions. Its output is on our standard output, each line with the machine's name in front, if it has one.
     Raises MachineFailed if the machine cannot be started or ends without a status, when `deadline` seconds have passed,
     and when it has said nothing for `silence` seconds.
     """
@@ -50,7 +52,9 @@ async def run_tests(parts: Parts, words: Sequence[str], *, name: str, deadline: 
         console, status = directory / "console", directory / "status"
         os.mkfifo(console)
         async with _virtiofsd(directory) as socket, _output(console) as output:
-            qemu = await Child.start(_qemu(parts, directory, socket, words), log=directory / "qemu.log")
+            qemu = await Child.start(
+                _qemu(parts, directory, socket, words, counting=counting), log=directory / "qemu.log"
+            )
             try:
                 async with asyncio.timeout(deadline):
                     await _relay(output, name, silence)
@@ -66,7 +70,7 @@ async def run_tests(parts: Parts, words: Sequence[str], *, name: str, deadline: 
         return int(said)
 
 
-def _qemu(parts: Parts, directory: Path, socket: Path, words: Sequence[str]) -> list[str | Path]:
+def _qemu(parts: Parts, directory: Path, socket: Path, words: Sequence[str], *, counting: bool) -> list[str | Path]:
     tests = base64.b64encode(shlex.join(words).encode()).decode()
     # A program that lies elsewhere at each start would be translated anew at each start, and `zfs` is started thousands
     # of times: hence norandmaps. The kernel complains of tasks that hang, and of memory that is used up, at level 3.
@@ -74,7 +78,7 @@ def _qemu(parts: Parts, directory: Path, socket: Path, words: Sequence[str]) -> 
     images = (parts.root / "root.squashfs", parts.python / "python.squashfs")
     return [
         *("qemu-system-x86_64", "-accel", "tcg,tb-size=512", "-cpu", "Nehalem", "-smp", "1"),
-        *("-icount", "shift=0,sleep=on"),  # a nanosecond for each, which is about what it takes
+        *(("-icount", "shift=0,sleep=on") if counting else ()),  # a nanosecond for each, which is about what it takes
         *("-machine", "q35,memory-backend=memory", "-m", MEMORY),
         *("-object", f"memory-backend-memfd,id=memory,size={MEMORY},share=on"),
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),

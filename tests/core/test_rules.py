@@ -642,6 +642,35 @@ def test_a_dead_postgresql_makes_way_only_if_a_takeover_is_possible(changes: Any
     assert decision.database == (Stopped() if resigns else Primary(B))
 
 
+# --- Nobody can follow
+
+
+@pytest.mark.parametrize(
+    ("changes", "resigns"),
+    [
+        ({}, True),
+        ({"online": False, "writable_for": 0.0}, True),  # it is being stopped, for this
+        ({"unfollowed_for": 19.9}, False),  # asyncs may still be on their way
+        ({"active": active(A, says(B, ready=False, unready_for=19.9), C, D)}, False),
+        ({"active": active(A, says(B, ready=False, serving=False, unready_for=20.0), C, D)}, False),
+        ({"active": active(A, says(B, ready=False, unready_for=20.0))}, False),  # no new sync for the sync
+        ({"state": state(freeze=True)}, False),
+        ({"resigned_in": GENERATION}, False),  # it came to nothing
+        ({"resigned_in": GENERATION - 1}, True),
+    ],
+)
+def test_a_primary_that_nobody_reaches_makes_way_once_if_a_takeover_is_possible(changes: Any, resigns: Any) -> None:
+    """ZooKeeper and its clients reach it, its peers do not: without them it takes no writes."""
+    cut_off: dict[str, Any] = {
+        "active": active(A, says(B, ready=False, unready_for=20.0), C, D),
+        "attached": {},
+        "unfollowed_for": 20.0,
+    }
+    decision = decide(view(A, **{**cut_off, **changes}))
+    assert decision.resign is resigns
+    assert (decision.database == Stopped()) is resigns
+
+
 # --- 7. Off the deposed list
 
 DEPOSED = {"state": state(primary=B, sync=C, **{"async": [D]}, deposed=[A]), "online": False, "upstream": None}

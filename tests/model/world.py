@@ -113,6 +113,7 @@ def crash(world: World, me: int) -> World:
         link=None,
         lag=None,
         resigned=False,
+        resigned_in=0,
         failed=False,
         open=False,
         leaving=False,

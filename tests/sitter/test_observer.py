@@ -85,6 +85,18 @@ def test_a_seal_that_led_to_a_new_generation_was_not_given_up() -> None:
     assert not watching._gave_up(Memory(), state(generation=GENERATION + 1))
 
 
+def test_the_time_without_a_follower_goes_on_while_postgresql_is_stopped_for_it() -> None:
+    watching = observer()
+    primary, standby = (cast(Any, SimpleNamespace(in_recovery=here)) for here in (False, True))
+    assert watching._unfollowed_for(None, frozenset()) == 0.0
+    watching._unfollowed_for(primary, frozenset())
+    assert watching._unfollowed_for(None, frozenset()) > 0.0
+    assert watching._unfollowed_for(primary, frozenset({B.id})) == 0.0
+    assert watching._unfollowed_for(None, frozenset()) == 0.0
+    watching._unfollowed_for(primary, frozenset())
+    assert watching._unfollowed_for(standby, frozenset()) == 0.0
+
+
 def test_whoever_has_what_a_primary_lost_is_remembered_until_its_data_or_ours_are_others() -> None:
     """Promise 1: once the primary has written as much, positions say nothing any more."""
     watching, names = observer(), {"a": A.id}
