@@ -44,9 +44,9 @@ async def run_tests(
 ) -> int:
     """Run pytest in a machine of its own; returns pytest's exit status.
 
-    With `counting` its clock counts instructions. Its output is on our standard output, each line with the machine's name in front, if it has one.
-    Raises MachineFailed if the machine cannot be started or ends without a status, when `deadline` seconds have passed,
-    and when it has said nothing for `silence` seconds.
+    With `counting` its clock counts instructions. Its output is on our standard output, each line with the machine's
+    name in front, if it has one. Raises MachineFailed if the machine cannot be started or ends without a status, when
+    `deadline` seconds have passed, and when it has said nothing for `silence` seconds.
     """
     with run_directory() as directory:
         console, status = directory / "console", directory / "status"
