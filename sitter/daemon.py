@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from manatee import __version__
-from manatee.cluster import PeerStatus
+from manatee.cluster import PeerStatus, Role
 from manatee.config import Settings
 from manatee.coordination import Conflict, Coordination, CoordinationError, OutcomeUnknown
 from manatee.log import Logger
@@ -39,6 +39,10 @@ TURN = 1.0
 
 IDLE = 2.0
 """The same while this peer is what it should be, and neither it nor the shard waits for anything."""
+
+BACK_AFTER = 1.0
+"""Seconds for which a former primary that has made way stays away: who takes over needs the processors, and the peers'
+attention, for something else than its coming back."""
 
 PATIENCE = 0.01
 """The share of a wait that may be added to it by looking more rarely the longer it lasts."""
@@ -167,13 +171,22 @@ class Daemon:
             self._note(decision)
             self._view, self._decision = view, decision
             look_again, longest = decision.look_again, IDLE if _all_is_well(view, decision) else TURN
-            await self._carry_out(view, decision)
+            if (away := self._stays_away(decision)) > 0:
+                look_again = away
+            else:
+                await self._carry_out(view, decision)
         if self._leaving and not self._server.running and (view is None or self._resigned_at is not None):
             return True
         if self._leaving and view is None:
             return True  # nobody can be told, and nobody could take over: run() ends PostgreSQL
         await self._wait(look_again, longest)
         return False
+
+    def _stays_away(self, decision: Decision) -> float:
+        """For how many more seconds what is decided is left undone."""
+        if self._resigned_at is None or self._leaving or decision.role is not Role.DEPOSED:
+            return 0.0
+        return self._resigned_at + BACK_AFTER - time.monotonic()
 
     def _go_on_unheard(self) -> None:
         """PostgreSQL goes on as it was told last, but for a primary that is cut off from its sync, too."""

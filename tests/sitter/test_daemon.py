@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,11 @@ import pytest
 import structlog
 
 from demo.shard import as_toml
-from manatee.cluster import Peer
+from manatee.cluster import Peer, Role
 from manatee.config import load
 from manatee.coordination import Unreachable
 from manatee.lsn import Lsn
-from sitter.daemon import TURN, Daemon, _all_is_well, _pause
+from sitter.daemon import BACK_AFTER, TURN, Daemon, _all_is_well, _pause
 from sitter.view import Decision, Keep, Memory, Primary, Restore, Seal, Standby, Stopped, View, Wanted, Write
 from tests.core.views import A, B, state, view
 
@@ -179,6 +180,41 @@ async def test_what_was_to_be_looked_at_soon_is_not_when_nothing_can_be_decided(
     for _ in range(2):
         await daemon._turn()
     assert waited == [0.02, None]
+
+
+async def test_a_former_primary_stays_out_of_the_takeover_that_it_has_made_way_for(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deposed, done, waited = Decision("deposed", Stopped(), role=Role.DEPOSED), [], []
+
+    async def view_(*_: object, **__: object) -> View | None:
+        return view(A)
+
+    async def look(*_: object) -> None:
+        """PostgreSQL is of no interest here."""
+
+    async def carry_out(_: View, decision: Decision) -> None:
+        done.append(decision)
+
+    async def wait(look_again: float | None, _: float) -> None:
+        waited.append(look_again)
+
+    monkeypatch.setattr("sitter.daemon.decide", lambda _: deposed)
+    for part, name, stand_in in (
+        (daemon._watch, "look", look),
+        (daemon._observer, "view", view_),
+        (daemon, "_carry_out", carry_out),
+        (daemon, "_wait", wait),
+    ):
+        monkeypatch.setattr(part, name, stand_in)
+    daemon._resigned_at = time.monotonic()
+    await daemon._turn()
+    assert done == []
+    assert waited[0] is not None
+    assert 0 < waited[0] <= BACK_AFTER
+    daemon._resigned_at = time.monotonic() - BACK_AFTER
+    await daemon._turn()
+    assert done == [deposed]
 
 
 def test_who_is_ready_among_peers_that_are_looks_more_rarely() -> None:
