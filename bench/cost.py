@@ -24,9 +24,9 @@ SCALE = 10
 PATIENCE = 120.0
 
 NOTES = tuple(
-    f"""\\
+    f"""\
 pgbench, its own transaction, scale {SCALE}, {CLIENTS} clients, {SECONDS} s; commits wait for the synchronous standby.
-By hand: three servers with the configuration that the sitter renders for them, and nobody who looks after them. Both \\
+By hand: three servers with the configuration that the sitter renders for them, and nobody who looks after them. Both \
 clusters run all the time and take turns; what three idle sitters cost meanwhile is in both.
 """.splitlines()
 )
