@@ -170,7 +170,8 @@ def _makes_way(shard: Shard) -> Decision | None:
             return Decision(reason, Stopped(), resign=True, write=write)
     if possible and _hands_over(shard):
         return Decision("handing over: an operator promotes the sync", Stopped(clean=True), resign=True)
-    if possible and database.failing_for is not None and database.failing_for >= limits.crash_restart_timeout:
+    failing = database.failing_for is not None and database.failing_for >= limits.crash_restart_timeout
+    if possible and failing and view.resigned_for is None:  # else nobody took over: it is to be tried again
         reason = f"resigned: PostgreSQL did not come back within {limits.crash_restart_timeout:g} s"
         return Decision(reason, Stopped(), resign=True, waiting_for="the sync")
     if possible and shard.out_of_reach:

@@ -634,6 +634,8 @@ def test_a_hand_over_that_nobody_took_is_withdrawn_before_coming_back() -> None:
         ({"failing_for": 5.0, "active": active(A, says(B, serving=False), C, D)}, False),
         ({"failing_for": 5.0, "state": state(freeze=True)}, False),
         ({"failing_for": None}, False),
+        ({"failing_for": 60.0, "resigned_for": 4.9}, True),
+        ({"failing_for": 60.0, "resigned_for": 5.0}, False),  # nobody took over: it comes back and tries again
     ],
 )
 def test_a_dead_postgresql_makes_way_only_if_a_takeover_is_possible(changes: Any, resigns: Any) -> None:
