@@ -276,7 +276,7 @@ STEPS = (
     ("Python itself", ""),
     ("asyncio", "asyncio"),
     ("pydantic", "pydantic, pydantic_core"),
-    ("structlog", "structlog"),
+    ("structlog, settings", "manatee.log"),
     ("kazoo", "kazoo.client"),
     ("psycopg", "psycopg"),
     ("aiohttp, both ends", "aiohttp, aiohttp.web"),

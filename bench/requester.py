@@ -13,9 +13,8 @@ import sys
 import time
 from pathlib import Path
 
-import structlog
-
 import sitter.main  # noqa: F401 - the memory of a whole sitter is what counts
+from manatee import log
 from manatee.cluster import Peer
 from manatee.config import load
 from manatee.storage import open_storage
@@ -27,7 +26,7 @@ _LOOK = 0.01
 async def _measure(settings_file: str, peer: str, major: str) -> dict[str, float]:
     settings = load(settings_file)
     storage = open_storage(settings)
-    restore = Restore(settings, storage, structlog.get_logger())
+    restore = Restore(settings, storage, log.set_up(settings.log))
     adopting = 0.0
 
     async def before_adopt() -> None:
@@ -70,5 +69,4 @@ def _most_resident() -> float:
 
 
 if __name__ == "__main__":
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     sys.stdout.write(json.dumps(asyncio.run(_measure(*sys.argv[1:]))) + "\n")

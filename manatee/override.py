@@ -6,7 +6,8 @@ says it by a generation of his own, which names a primary and carries an `overri
 primary lacks, once, and is gone with the next generation. Everybody else compares with that primary anew and rejoins,
 or has diverged, by the ordinary rules (`docs/safety.md`, "Break glass").
 
-What the operator vouches for: that nobody who is absent runs. The present are waited for; the absent cannot be.
+What the operator vouches for: that nobody runs who is absent when he gives it. Those who are present then are waited
+for; if one of them goes before it has said that its PostgreSQL is down, it takes another word.
 """
 
 from __future__ import annotations

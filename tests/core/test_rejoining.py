@@ -267,10 +267,11 @@ def test_the_word_is_not_for_data_that_are_being_replaced_or_were_half_rewound(
         {"active": active(C, says(D, generation=GENERATION - 1, running=False))},
         {"active": active(C, says(D, running=True))},
         {"active": active(C, says(D))},
+        {"active": active(C)},
         {"running": True},
         {"write_open": True},
     ],
-    ids=["it acts on what was", "it still runs", "it does not say", "we still run", "a write is open"],
+    ids=["it acts on what was", "it still runs", "it does not say", "it has gone", "we still run", "a write is open"],
 )
 def test_the_word_is_not_taken_beside_who_may_still_act_on_what_was(not_yet: Any) -> None:
     decision = decide(forced(**not_yet))

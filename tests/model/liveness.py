@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from tests.model.calm import Restless, calm, stuck
-from tests.model.parts import World
+from tests.model.parts import Violation, World
 
 NO_ASYNC = "no async is left, or none that streams, for the sync to take over with: "
+GIVEN_UP = "an operator forced a primary, and nobody else has a prefix of its data: manatee-adm rebuild on that peer"
 KNOWN = {
     "no database [": "the primary lost its data, and "
     + NO_ASYNC
@@ -16,8 +17,8 @@ KNOWN = {
     + NO_ASYNC
     + "manatee-adm verify shows who holds what; rebuild the others from that peer",
     "the sync's data are": "primary and sync contradict each other: manatee-adm verify, then rebuild that peer",
-    "sync: stopped: the data here have diverged": "an operator forced a primary, and nobody else has a prefix of its "
-    "data: manatee-adm rebuild on that peer, or postgres.rejoin",
+    "sync: stopped: the data here have diverged": GIVEN_UP + ", or postgres.rejoin",
+    "sync: alarm: the data here are ahead of those of the primary": GIVEN_UP,
     "ZooKeeper holds": "ZooKeeper came back older than it was: restore its data, or set the state by a command",
 }
 """Part of the reason in which a shard may stay stuck: the operator's way out."""
@@ -29,8 +30,8 @@ def calm_ends(worlds: Iterable[World]) -> dict[str | None, tuple[int, World]]:
     for world in worlds:
         try:
             why = stuck(calm(world))
-        except Restless as restless:
-            why = str(restless)
+        except (Restless, Violation) as found:
+            why = str(found)
         times, first = ends.get(why, (0, world))
         ends[why] = (times + 1, first)
     return ends

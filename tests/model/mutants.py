@@ -314,6 +314,12 @@ MUTANTS = [
         shard(3, "commit A", "slow A", "slow B", commit=1, force=1),
     ),
     Mutant(
+        "an operator's word is taken although who was there has gone",
+        "        if not shard.present(peer):\n            return f\"{peer.label} has gone since",
+        "        if False:\n            return f\"{peer.label} has gone since",
+        shard(3, commit=1, force=1, expire=2),
+    ),
+    Mutant(
         "an operator's word is taken while PostgreSQL still runs here",
         "    if view.database.running:\n",
         "    if False:\n",

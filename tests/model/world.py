@@ -71,20 +71,13 @@ def _misfortunes(world: World, me: int, one: One) -> Iterator[Step]:
             yield "mute", with_peer(world, me, lag=_lag(world), heard=False)
     if one.pg:
         yield "pg-crash", with_peer(world, me, pg=None, failed=True)
-    if present and (not one.up or not one.heard or one.lag is None) and not _vouched_for(world, one):
+    if present and (not one.up or not one.heard or one.lag is None):
         yield "expire", expire(world, me)
     if one.wal is not None:
         yield "wipe", with_peer(crash(world, me), me, wal=None, memory=Remembered(), **GONE)
         yield "lose-data", with_peer(crash(world, me), me, wal=None, **GONE)
     if one.pg and one.pg.upstream is not None and (me, one.pg.upstream) not in world.cut:
         yield "cut", world._replace(cut=((me, one.pg.upstream),))
-
-
-def _vouched_for(world: World, one: One) -> bool:
-    """Until his word is taken, an operator sees to it that nobody runs who is absent and does not know of it."""
-    state = world.state
-    due = state is not None and state.forced == "due"
-    return due and one.pg is not None and state is not None and one.memory.generation < state.generation
 
 
 def _forget(world: World, old: State | None) -> World:

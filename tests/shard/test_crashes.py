@@ -113,8 +113,8 @@ async def test_a_full_disk_costs_no_more_than_a_dead_peer(postgresql: Installati
             before = await promote(shard, peer, "-r", "sync")
             assert primary_of(shard, before) == peer
             with full(peer):
-                await use_up_wal(peer)
-                after = await next_generation(shard, before)
+                async with using_up_wal(peer):
+                    after = await next_generation(shard, before)
                 assert primary_of(shard, after) == sync_of(shard, before)
                 await counted(peer, "disk_full")
                 await acknowledges(writer)
@@ -122,14 +122,28 @@ async def test_a_full_disk_costs_no_more_than_a_dead_peer(postgresql: Installati
             await acknowledges(writer)
 
 
-async def use_up_wal(peer: LocalPeer) -> None:
-    """Write until PostgreSQL dies of it: the segments that are there already have to be filled first."""
-    with contextlib.suppress(psycopg.OperationalError):
-        async with await psycopg.AsyncConnection.connect(
-            host=peer.ip, port=peer.settings.peer.postgres_port, user="postgres", connect_timeout=5, autocommit=True
-        ) as connection:
-            for _ in range(2 * FULL):
-                await connection.execute("select pg_logical_emit_message(false, 'full', repeat('x', 1 << 20))")
+@contextlib.asynccontextmanager
+async def using_up_wal(peer: LocalPeer) -> AsyncIterator[None]:
+    """Within, WAL is written: the segments that are there already have to be filled first, whenever PostgreSQL, which
+    dies of it, has found some more as it started again.
+    """
+    writing = asyncio.create_task(_use_up_wal(peer))
+    try:
+        yield
+    finally:
+        writing.cancel()
+        await asyncio.gather(writing, return_exceptions=True)
+
+
+async def _use_up_wal(peer: LocalPeer) -> None:
+    while True:
+        with contextlib.suppress(psycopg.OperationalError):
+            async with await psycopg.AsyncConnection.connect(
+                host=peer.ip, port=peer.settings.peer.postgres_port, user="postgres", connect_timeout=5, autocommit=True
+            ) as connection:
+                for _ in range(2 * FULL):
+                    await connection.execute("select pg_logical_emit_message(false, 'full', repeat('x', 1 << 20))")
+        await asyncio.sleep(0.1)
 
 
 def postmaster(peer: LocalPeer) -> int:
