@@ -315,8 +315,8 @@ MUTANTS = [
     ),
     Mutant(
         "an operator's word is taken although who was there has gone",
-        "        if not shard.present(peer):\n            return f\"{peer.label} has gone since",
-        "        if False:\n            return f\"{peer.label} has gone since",
+        '        if not shard.present(peer):\n            return f"{peer.label} has gone since',
+        '        if False:\n            return f"{peer.label} has gone since',
         shard(3, commit=1, force=1, expire=2),
     ),
     Mutant(
