@@ -20,6 +20,7 @@ from manatee.cluster import PeerStatus, Role
 from manatee.config import Settings
 from manatee.coordination import Conflict, Coordination, CoordinationError, OutcomeUnknown
 from manatee.log import Logger
+from manatee.lsn import Lsn
 from sitter.comparer import Comparer
 from sitter.decide import decide
 from sitter.fence import cut_off
@@ -75,7 +76,7 @@ class Daemon:
         self._unidentified: str | None = None
         self._leaving = False
         self._resigned_at: float | None = None
-        self._resigned_in: int | None = None
+        self._returned_at = -math.inf
         self._published: tuple[PeerStatus, float] | None = None
         self._evictions = 0
         self._view: View | None = None
@@ -156,7 +157,7 @@ class Daemon:
                 self._memory.memory,
                 leaving=self._leaving,
                 resigned_for=resigned_for,
-                resigned_in=self._resigned_in,
+                returned_for=time.monotonic() - self._returned_at,
             )
         except CoordinationError as error:
             self._log.debug("ZooKeeper cannot be asked", error=str(error))
@@ -248,13 +249,10 @@ class Daemon:
             self._transitions.ready.set()
         self._comparer.want(decision.compare)
         self._lookout.want(decision.neighbour)
-        self._upkeep.tell(
-            {one.peer.id: one.status.redo for one in view.active if one.status and one.status.redo},
-            frozenset(_unproven(view)),
-        )
+        self._upkeep.tell(dict(_needed(view)), frozenset(_unproven(view)))
         try:
             if decision.resign:
-                await self._resign(view)
+                await self._resign()
             elif view.me.id not in view.present:
                 await self._join()
                 return  # what was decided is void: who was evicted looks again before it does anything else
@@ -298,17 +296,18 @@ class Daemon:
             )
         self.wake()
 
-    async def _resign(self, view: View) -> None:
+    async def _resign(self) -> None:
         """Leave the active list, once PostgreSQL is dead."""
         if not self._server.running and self._transitions.idle:
             await self._coordination.resign()
             if self._resigned_at is None:
                 self._resigned_at = time.monotonic()
-                self._resigned_in = view.state.generation if view.state else None
                 self.wake()
 
     async def _join(self) -> None:
         await self._coordination.join(self._me)
+        if self._resigned_at is not None:
+            self._returned_at = time.monotonic()
         self._resigned_at, self._published = None, None
         self._transitions.failures.forgive()  # who comes back has as long as before to come up
         self.wake()
@@ -369,6 +368,13 @@ def _pause(look_again: float | None, longest: float, *, waited: float) -> float:
 
 def _all_is_well(view: View, decision: Decision) -> bool:
     return decision.ready and decision.waiting_for is None and not any(one.unready_for for one in view.active)
+
+
+def _needed(view: View) -> Iterator[tuple[str, Lsn]]:
+    """From where on each peer that is present needs WAL: of one that is being restored, whatever there is."""
+    for one in view.active:
+        if one.status and (one.status.redo or one.status.restoring):
+            yield one.peer.id, one.status.redo or Lsn(0)
 
 
 def _unproven(view: View) -> Iterator[tuple[str, int]]:

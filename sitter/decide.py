@@ -168,10 +168,10 @@ def _makes_way(shard: Shard) -> Decision | None:
             withdrawn = shard.state.replace(without=("promote",))
             write = None if view.write_open else Write(withdrawn, view.version, "the promote of the sync is withdrawn")
             return Decision(reason, Stopped(), resign=True, write=write)
+        return None  # nobody took over: it is to be tried again
     if possible and _hands_over(shard):
         return Decision("handing over: an operator promotes the sync", Stopped(clean=True), resign=True)
-    failing = database.failing_for is not None and database.failing_for >= limits.crash_restart_timeout
-    if possible and failing and view.resigned_for is None:  # else nobody took over: it is to be tried again
+    if possible and database.failing_for is not None and database.failing_for >= limits.crash_restart_timeout:
         reason = f"resigned: PostgreSQL did not come back within {limits.crash_restart_timeout:g} s"
         return Decision(reason, Stopped(), resign=True, waiting_for="the sync")
     if possible and shard.out_of_reach:

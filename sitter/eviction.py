@@ -43,7 +43,7 @@ def evicted(shard: Shard, decision: Decision) -> str | None:
     needed = state.generation if shard.i_am_primary else shard.needed_proof
     if not goes_on or view.memory.proof < needed:
         return None
-    if one.peer.id in view.database.connected or one.evicted_for < view.limits.eviction_pause:
+    if one.peer.id in view.database.connected or one.evicted_for < view.limits.retry_pause:
         return None
     return one.node if _replaceable(shard) else None
 

@@ -56,7 +56,7 @@ class Observer:
         self._ahead: frozenset[str] = frozenset()
         self._sealed_under: int | None = None
         self._writable_since: float | None = None
-        self._unfollowed_since: float | None = None
+        self._unreached_since: float | None = None
         self._confirmed: Link | None = None
 
     @property
@@ -65,7 +65,7 @@ class Observer:
         return Limits(given.sync_grace, given.seal_timeout, given.crash_restart_timeout, given.handover_timeout)
 
     async def view(
-        self, memory: Memory, *, leaving: bool, resigned_for: float | None, resigned_in: int | None
+        self, memory: Memory, *, leaving: bool, resigned_for: float | None, returned_for: float
     ) -> View | None:
         """Everything known now; None while it is not known which database is here, or whether there is one.
 
@@ -96,7 +96,7 @@ class Observer:
             singleton=self._settings.shard.singleton,
             leaving=leaving,
             resigned_for=resigned_for,
-            resigned_in=resigned_in,
+            returned_for=returned_for,
             limits=self._limits,
             rejoin=Rejoin(self._settings.postgres.rejoin),
             death=self._lookout.death,
@@ -117,13 +117,20 @@ class Observer:
         return Present(one.peer, one.status, one.promises_status, node=one.node, evicted_for=lived)
 
     def _timed(self, view: View, active: list[Active]) -> View:
-        """The same with the time that each present peer has been unready."""
+        """The same with the time that each present peer has been unready, and this one unreached."""
         if view.state is None:
             return view
         shard, now = Shard(view, view.state), time.monotonic()
         self._unready = {one.node: self._unready.get(one.node, now) for one in active if not shard.ready(one.peer)}
         since = {one.peer.id: now - self._unready[one.node] for one in active if one.node in self._unready}
-        return view.with_unready_times(since)
+        return view.timed(since, unreached_for=self._unreached_for(shard, now))
+
+    def _unreached_for(self, shard: Shard, now: float) -> float:
+        if not shard.unreached:
+            self._unreached_since = None
+        elif self._unreached_since is None and shard.view.database.writable_for > 0:
+            self._unreached_since = now
+        return 0.0 if self._unreached_since is None else now - self._unreached_since
 
     # --- The database -------------------------------------------------------------------------------------------
 
@@ -137,7 +144,6 @@ class Observer:
         watch, transitions = self._watch, self._transitions
         facts = watch.facts if watch.healthy else None
         names = {application_name(peer): peer.id for peer in known}
-        connected = _connected(facts, names, transitions.upstream)
         return Database(
             initialized=watch.initialized,
             identifier=watch.identifier,
@@ -152,7 +158,7 @@ class Observer:
             unsealed_for=_since(transitions.unsealed_since if gave_up else None, never=math.inf),
             upstream=transitions.upstream.id if transitions.upstream else None,
             streaming=self._streaming(facts, transitions.upstream),
-            connected=connected,
+            connected=_connected(facts, names, transitions.upstream),
             attached={
                 names[row.application_name]: row.flush
                 for row in (facts.downstreams if facts else ())
@@ -160,7 +166,6 @@ class Observer:
             },
             ahead=self._found_ahead(facts, names, active),
             link=self._confirmed_link(active),
-            unfollowed_for=self._unfollowed_for(facts, connected),
             incomparable=self._comparer.incomparable,
             failing_for=None if transitions.failures.since is None else _since(transitions.failures.since, never=0.0),
             handing_over=transitions.handing_over,
@@ -213,14 +218,6 @@ class Observer:
         elif self._writable_since is None:
             self._writable_since = time.monotonic()
         return _since(self._writable_since, never=0.0)
-
-    def _unfollowed_for(self, facts: Facts | None, connected: frozenset[str]) -> float:
-        """While PostgreSQL is down nobody can connect: it may be down because nobody could."""
-        if facts is not None and (facts.in_recovery or connected):
-            self._unfollowed_since = None
-        elif facts is not None and self._unfollowed_since is None:
-            self._unfollowed_since = time.monotonic()
-        return _since(self._unfollowed_since, never=0.0)
 
 
 def _connected(facts: Facts | None, names: Mapping[str, str], upstream: Peer | None) -> frozenset[str]:

@@ -233,15 +233,17 @@ class Shard:
         return None
 
     @cached_property
+    def unreached(self) -> bool:
+        """No peer has a replication connection with this primary, although the sync, by its own word, could take over."""
+        return self.i_am_primary and not self.view.database.connected and self.takeover_obstacle is None
+
+    @cached_property
     def out_of_reach(self) -> bool:
         """Nobody has reached this primary for so long that who could has tried: an async does after `sync_grace`, when
-        the sync is unready, to become the sync. Where a takeover comes to nothing it is not tried again.
+        the sync is unready, to become the sync.
         """
-        view, sync = self.view, self.state.sync
-        if sync is None or not self.present(sync) or view.resigned_in == self.state.generation:
-            return False
-        for_long = min(view.present[sync.id].unready_for, view.database.unfollowed_for)
-        return for_long >= 2 * view.limits.sync_grace
+        view, limits = self.view, self.view.limits
+        return view.unreached_for >= 2 * limits.sync_grace and view.returned_for >= limits.retry_pause
 
     @cached_property
     def sync_contradicts(self) -> Comparison | None:

@@ -149,8 +149,6 @@ class Database:
     They stay in it until they say that nothing is proven of their data, or this becomes a standby's."""
     link: Link | None = None
     incomparable: Incomparable | None = None
-    unfollowed_for: float = 0.0
-    """How long it has been a primary with which no peer has a replication connection. Goes on while it is down."""
     failing_for: float | None = None
     """Since it was found dead or hung although it should run; None while it runs, or makes its way up."""
     handing_over: bool = False
@@ -184,8 +182,8 @@ class Limits:
     seal_timeout: float = 5.0
     crash_restart_timeout: float = 5.0
     handover_timeout: float = 5.0
-    eviction_pause: float = 300.0
-    """For how long a peer that was taken for dead and lived is not evicted again."""
+    retry_pause: float = 300.0
+    """For how long what came to nothing is not tried again: to evict a peer that lived, or to make way for nobody."""
 
 
 @dataclass(frozen=True)
@@ -213,8 +211,10 @@ class View:
     """We were asked to stop."""
     resigned_for: float | None = None
     """How long ago we gave up our election node on purpose; None if we did not, or have come back."""
-    resigned_in: int | None = None
-    """The generation in which we did that last."""
+    returned_for: float = math.inf
+    """How long ago we came back from that."""
+    unreached_for: float = 0.0
+    """How long we have been `Shard.unreached`. Begins while our PostgreSQL takes writes, and goes on while it is down."""
     limits: Limits = Limits()
     rejoin: Rejoin = Rejoin.SAFE
     death: Death | None = None
@@ -222,11 +222,10 @@ class View:
     evict_dead: bool = True
     """Whether a peer that was seen dead may be evicted."""
 
-    def with_unready_times(self, seconds: Mapping[str, float]) -> View:
-        """The same view, with the time for which each peer, by id, has been unready."""
-        return replace(
-            self, active=tuple(replace(one, unready_for=seconds.get(one.peer.id, 0.0)) for one in self.active)
-        )
+    def timed(self, unready: Mapping[str, float], *, unreached_for: float) -> View:
+        """The same view, with the time for which each peer, by id, has been unready, and we have been unreached."""
+        active = tuple(replace(one, unready_for=unready.get(one.peer.id, 0.0)) for one in self.active)
+        return replace(self, active=active, unreached_for=unreached_for)
 
     @cached_property
     def present(self) -> Mapping[str, Present]:

@@ -3,6 +3,7 @@
 Every peer keeps one for every other, wherever in the chain they stand: who follows whom changes, and a slot that would
 have to be made then would be too late. The sitter moves a slot on by what the other peer says of itself: where its
 recovery would begin. That is more than it needs to stream, and just what it needs to be compared (`compare`), too.
+Who is being restored has one from the beginning, so that a snapshot which takes hours to arrive can be followed.
 
 Standbys do not name a slot (`primary_slot_name` is empty). A slot that is not there yet, that was invalidated, or that
 an old connection still holds would keep a standby from streaming; one that it held would keep the oldest transaction
@@ -74,9 +75,9 @@ def name(peer_id: str) -> str:
 def plan(found: Iterable[Slot], others: Mapping[str, Lsn] | None, me: str) -> Plan:
     """What to do about the slots that were `found`.
 
-    `others` are the peers that are present, by id, with where the recovery of each would begin; None where no slots are
-    kept. The slots of those that are absent stay until they are lost. `me` is our own id: data that came from another
-    peer may have brought a slot for us.
+    `others` are the peers that are present, by id, with where the recovery of each would begin, 0/0 where that is not
+    known yet; None where no slots are kept. The slots of those that are absent stay until they are lost. `me` is our
+    own id: data that came from another peer may have brought a slot for us.
     """
     slots = {slot.name: slot for slot in found}
     if others is None:

@@ -6,9 +6,10 @@ Elle's recoverable, traceable histories: Kingsbury and Alvaro, 2020.) All of it 
 
 - *Inserts*: acknowledged rows are there; rows that are there were sent, and not refused.
 - *Registers*: a transaction that found version n wrote version n + 1, so the order of versions is the order of the
-  register's history. One writer per version; each found the token that its predecessor wrote; nobody began after
-  somebody of a later version had ended. That is linearizability for a register of which every operation is a
-  read-modify-write.
+  register's history. A write is *certain* if it was acknowledged, or if what it wrote was found by one that is certain
+  or stands there in the end. One certain writer per version; each found the token that its predecessor wrote; nobody
+  began after somebody of a later version had ended. That is linearizability for a register of which every operation is
+  a read-modify-write.
 - *Lists*: what an acknowledged append found must be a beginning of the final list, and end with its own element; the
   order of elements must agree with real time.
 - *One writer*: a *reign* is a server and a timeline. Of two reigns, the one with the lower timeline is the older;
@@ -27,6 +28,14 @@ from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 
 from tests.chaos.history import Operation
+
+LOST = "no acknowledged write is lost"
+INVENTED = "no write is invented"
+REGISTERS = "registers are linearizable"
+LISTS = "lists are linearizable"
+ONE_WRITER = "at most one peer acknowledges writes"
+PROMISES = frozenset({LOST, INVENTED, REGISTERS, LISTS, ONE_WRITER})
+"""What is found here: a single time, on any machine, is one too many."""
 
 SHOWN = 5
 """How many examples a finding gives."""
@@ -83,13 +92,13 @@ def inserts(operations: Iterable[Operation], there: frozenset[int]) -> Iterator[
     lost = [each for value, each in sent.items() if each.acknowledged and value not in there]
     if lost:
         lost.sort(key=lambda each: each.ended)
-        yield Finding("no acknowledged write is lost", f"{len(lost)} rows: {_some(lost)}", lost[0].ended)
+        yield Finding(LOST, f"{len(lost)} rows: {_some(lost)}", lost[0].ended)
     refused = [each for value, each in sent.items() if each.outcome == "no" and value in there]
     if refused:
-        yield Finding("no write is invented", f"{len(refused)} rows that were refused are there: {_some(refused)}")
+        yield Finding(INVENTED, f"{len(refused)} rows that were refused are there: {_some(refused)}")
     unknown = sorted(there - sent.keys())
     if unknown:
-        yield Finding("no write is invented", f"{len(unknown)} rows that nobody sent: {unknown[:SHOWN]}")
+        yield Finding(INVENTED, f"{len(unknown)} rows that nobody sent: {unknown[:SHOWN]}")
 
 
 # --- Registers ------------------------------------------------------------------------------------------------------
@@ -105,30 +114,52 @@ def registers(operations: Iterable[Operation], final: Mapping[int, tuple[int, in
 
 
 def _register(key: int, writes: Sequence[Operation], final: tuple[int, int]) -> Iterator[Finding]:
-    promise = "registers are linearizable"
+    certain, unexplained = _certain(writes, final)
     writers: defaultdict[int, list[Operation]] = defaultdict(list)
-    for write in writes:
+    for write in certain:
         writers[write.seen[0] + 1].append(write)
-    acknowledged = sorted((write for write in writes if write.acknowledged), key=lambda write: write.seen[0])
     for version, claims in writers.items():
-        sure = [claim for claim in claims if claim.acknowledged]
-        if len(sure) > 1:
-            yield Finding(promise, f"register {key}: version {version} was written twice: {_some(sure)}", sure[0].ended)
-    for write in acknowledged:
+        if len(claims) > 1:
+            text = f"register {key}: version {version} was written twice: {_some(claims)}"
+            yield Finding(REGISTERS, text, claims[0].ended)
+    for version, token, finder in unexplained:
+        by = _some([finder]) if finder else "in the end"
+        text = f"register {key}: version {version} held {token}, which nobody wrote as that: {by}"
+        yield Finding(REGISTERS, text, finder.ended if finder else None)
+    for write in certain:
         before, token = write.seen
-        candidates = writers[before]
-        if before and token not in {candidate.value for candidate in candidates}:
-            text = f"register {key}: version {before} held {token}, which nobody wrote as that: {_some([write])}"
-            yield Finding(promise, text, write.ended)
-        other = next((each for each in candidates if each.acknowledged and each.value != token), None)
+        other = next((each for each in writers[before] if each.value != token), None)
         if other is not None:
             text = f"register {key}: {_some([write])} found {token} in version {before}, but {_some([other])} wrote it"
-            yield Finding(promise, text, write.ended)
-    yield from _real_time(f"register {key}", promise, acknowledged)
+            yield Finding(REGISTERS, text, write.ended)
+    acknowledged = sorted((write for write in writes if write.acknowledged), key=lambda write: write.seen[0])
+    yield from _real_time(f"register {key}", REGISTERS, acknowledged)
     last = acknowledged[-1] if acknowledged else None
     if last and (final[0] <= last.seen[0] or (final[0] == last.seen[0] + 1 and final[1] != last.value)):
         text = f"register {key} ends as version {final[0]} with {final[1]}, but {_some([last])} was acknowledged after"
-        yield Finding("no acknowledged write is lost", text, last.ended)
+        yield Finding(LOST, text, last.ended)
+
+
+def _certain(
+    writes: Sequence[Operation], final: tuple[int, int]
+) -> tuple[list[Operation], list[tuple[int, int, Operation | None]]]:
+    """The writes that have certainly happened; and versions with tokens that were found, by whom or in the end, without
+    anybody who wrote them.
+    """
+    by_version: defaultdict[int, list[Operation]] = defaultdict(list)
+    for write in writes:
+        by_version[write.seen[0] + 1].append(write)
+    found: defaultdict[int, dict[int, Operation | None]] = defaultdict(dict)
+    found[final[0]][final[1]] = None
+    certain, unexplained = list[Operation](), list[tuple[int, int, Operation | None]]()
+    for version in range(max([final[0], *by_version]), 0, -1):
+        here = [write for write in by_version[version] if write.acknowledged or write.value in found[version]]
+        certain += here
+        known = {write.value for write in here}
+        unexplained += [(version, token, by) for token, by in found[version].items() if token not in known]
+        for write in here:
+            found[version - 1].setdefault(write.seen[1], write)
+    return certain, unexplained
 
 
 # --- Lists ----------------------------------------------------------------------------------------------------------
@@ -142,7 +173,7 @@ def lists(operations: Iterable[Operation], final: Mapping[int, Sequence[int]]) -
     for key, appends in by_key.items():
         yield from _list(key, appends, final.get(key, ()))
     for key in final.keys() - by_key.keys():
-        yield Finding("no write is invented", f"list {key}, which nobody appended to")
+        yield Finding(INVENTED, f"list {key}, which nobody appended to")
 
 
 def _list(key: int, appends: Sequence[Operation], final: Sequence[int]) -> Iterator[Finding]:
@@ -150,20 +181,18 @@ def _list(key: int, appends: Sequence[Operation], final: Sequence[int]) -> Itera
     acknowledged = [each for each in appends if each.acknowledged]
     lost = [each for each in acknowledged if each.value not in place]
     if lost:
-        yield Finding(
-            "no acknowledged write is lost", f"list {key}: {len(lost)} elements: {_some(lost)}", lost[0].ended
-        )
+        yield Finding(LOST, f"list {key}: {len(lost)} elements: {_some(lost)}", lost[0].ended)
     if len(place) != len(final):
-        yield Finding("no write is invented", f"list {key} holds an element twice")
+        yield Finding(INVENTED, f"list {key} holds an element twice")
     if invented := place.keys() - {each.value for each in appends if each.outcome != "no"}:
-        yield Finding("no write is invented", f"list {key}: {sorted(invented)[:SHOWN]}")
+        yield Finding(INVENTED, f"list {key}: {sorted(invented)[:SHOWN]}")
     for each in acknowledged:
         if each.value in place and list(each.seen) != list(final[: place[each.value] + 1]):
             text = f"list {key}: what {_some([each])} found is not how the list begins"
-            yield Finding("lists are linearizable", text, each.ended)
+            yield Finding(LISTS, text, each.ended)
             break
     kept = sorted((each for each in acknowledged if each.value in place), key=lambda each: place[each.value])
-    yield from _real_time(f"list {key}", "lists are linearizable", kept)
+    yield from _real_time(f"list {key}", LISTS, kept)
 
 
 def _real_time(what: str, promise: str, ordered: Sequence[Operation]) -> Iterator[Finding]:
@@ -191,19 +220,18 @@ class _Reign:
 
 
 def one_writer(operations: Iterable[Operation]) -> Iterator[Finding]:
-    promise = "at most one peer acknowledges writes"
     reigns = reigns_of(operations)
     for number, older in enumerate(reigns):
         for younger in reigns[number + 1 :]:
             if older.timeline == younger.timeline:
                 text = f"{older.peer} and {younger.peer} both did on timeline {older.timeline}"
-                yield Finding(promise, text, younger.first.ended)
+                yield Finding(ONE_WRITER, text, younger.first.ended)
             elif (older.last.sent or 0.0) > younger.first.ended:
                 text = (
                     f"{older.peer} (timeline {older.timeline}) acknowledged {_some([older.last])} after {younger.peer}"
                     f" (timeline {younger.timeline}) had acknowledged {_some([younger.first])}"
                 )
-                yield Finding(promise, text, older.last.ended)
+                yield Finding(ONE_WRITER, text, older.last.ended)
 
 
 def reigns_of(operations: Iterable[Operation]) -> list[_Reign]:
@@ -263,9 +291,17 @@ class Outage:
         return self.ended - self.began
 
 
-def outages(operations: Iterable[Operation], *, longer_than: float = 1.0) -> list[Outage]:
+def outages(
+    operations: Iterable[Operation], *, longer_than: float = 0.25, pauses: Iterable[float] = ()
+) -> list[Outage]:
+    """Times without acknowledgement, but for those in which nobody asked: a pause is a moment of such a time."""
     ended = sorted(each.ended for each in operations if each.acknowledged and each.kind != "read")
-    return [Outage(before, after) for before, after in pairwise(ended) if after - before > longer_than]
+    known = sorted(pauses)
+    return [
+        Outage(before, after)
+        for before, after in pairwise(ended)
+        if after - before > longer_than and bisect_left(known, before) == bisect_left(known, after)
+    ]
 
 
 def _some(operations: Sequence[Operation]) -> str:

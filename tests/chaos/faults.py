@@ -1,8 +1,8 @@
 """The table of what can go wrong: how it is done, how it is undone, and what it is meant to bite.
 
 A fault is a function that does it and returns an `Undo`. It is given the lab, the strike, and whom the strike means.
-Faults of one run may overlap: each undoes what it did and nothing else, and undoing is safe whatever has become of the
-target.
+Faults of one run may overlap, and undoing is safe whatever has become of the target. Cuts and slow links are undone by
+whoever made them last; a process that two faults have stopped, or a clock that two have set, by the first that ends.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from demo.shard import LocalPeer
 from manatee.coordination import CoordinationError
 from tests.chaos import operator
 from tests.chaos.ensemble import NODES
-from tests.chaos.lab import Lab, kill, resume, suspend
+from tests.chaos.lab import Inapplicable, Lab, kill, resume, suspend
 from tests.chaos.schedule import Kind, Strike
 from tests.chaos.topology import Pair, Verdict, between
 
@@ -26,10 +26,6 @@ class Undo:
 
     said: str
     heal: Callable[[], Awaitable[None]]
-
-
-class Inapplicable(Exception):
-    """The target has nothing that this fault could strike now; the message says what is missing."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +121,21 @@ async def kill_backend(lab: Lab, strike: Strike) -> Undo:
     title = " ".join(victim.cmdline())[:60]
     kill([victim])
     return Undo(f"SIGKILL to one process of PostgreSQL on {lab.node(peer)}: {title}", _nothing)
+
+
+async def stop_backends(lab: Lab, strike: Strike) -> Undo:
+    """Half of them, clients' or not."""
+    peer = await peer_meant(lab, strike.target)
+    children = lab.children_of_postgres(peer)
+    if not children:
+        raise Inapplicable(f"no PostgreSQL runs on {lab.node(peer)}")
+    chosen = random.Random(strike.chance).sample(children, (len(children) + 1) // 2)
+    suspend(chosen)
+
+    async def heal() -> None:
+        resume(chosen)
+
+    return Undo(f"SIGSTOP to {len(chosen)} of the {len(children)} processes of PostgreSQL on {lab.node(peer)}", heal)
 
 
 async def stop_replication(lab: Lab, strike: Strike) -> Undo:
@@ -326,7 +337,7 @@ async def slow_link(lab: Lab, strike: Strike) -> Undo:
     await lab.network.slow(node, kilobits * 1000)
 
     async def heal() -> None:
-        await lab.network.slow(node, 0)
+        await lab.network.hasten(node, kilobits * 1000)
 
     return Undo(f"{node} sends at {kilobits} kbit/s", heal)
 
@@ -382,6 +393,7 @@ FAULTS: dict[str, Fault] = {
     ),
     "stop-postmaster": Fault(stop_postmaster, Kind(ROLES, _LONG), "health checks that a hang satisfies"),
     "kill-backend": Fault(kill_backend, Kind(ROLES, _ONCE), "commits that a crash restart makes visible"),
+    "stop-backends": Fault(stop_backends, Kind(ROLES, _LONG), "health checks that one process satisfies"),
     "stop-replication": Fault(stop_replication, Kind(ROLES, _LONG), "seals that trust a receiver or sender to obey"),
     "kill-peer": Fault(kill_peer, Kind(ROLES, _LONG, weight=2.0), "a takeover below what was acknowledged"),
     "kill-two-peers": Fault(kill_two_peers, Kind(ROLES, _LONG), "a start that goes ahead with too few"),

@@ -11,10 +11,12 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import click
 
+Sort = Literal["insert", "register", "append", "read"]
+KINDS: tuple[Sort, ...] = get_args(Sort)
 Outcome = Literal["ok", "no", "unknown"]
 """Acknowledged; certainly not carried out; nobody knows."""
 
@@ -29,7 +31,7 @@ class Operation:
     """
 
     client: str
-    kind: Literal["insert", "register", "append", "read"]
+    kind: Sort
     began: float
     sent: float | None
     """When the commit was sent; None if it never was."""
@@ -55,7 +57,8 @@ class Event:
     at: float
     kind: str
     """`round`, `fault`, `heal`, `spared`, `generation`, `decision`, `evicted` (although it lives), `operator`,
-    `outage`, `again` (writes are taken again), `finding`, `trouble` (of the test itself)."""
+    `outage`, `again` (writes are taken again), `pause` (the clients were stopped), `finding`, `trouble` (of the test
+    itself)."""
     subject: str
     text: str
     detail: dict[str, Any] | None = None

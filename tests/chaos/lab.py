@@ -56,6 +56,10 @@ host  replication all all trust
 """
 
 
+class Inapplicable(Exception):
+    """The target has nothing that this fault could strike now; the message says what is missing."""
+
+
 class Lab(LocalShard):
     """Peers named peer1, peer2, ...; clients client1, ...; the nodes of `Ensemble`."""
 
@@ -222,6 +226,7 @@ class Lab(LocalShard):
         async with asyncio.TaskGroup() as group:
             for _, child in writing:
                 group.create_task(child.terminate(grace=20.0))
+        self.journal.note("pause", "clients", "nobody writes any more")
 
     # --- Processes ----------------------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """What an operator does, at whatever moment: `manatee-adm`, from the seat.
 
 A command may fail, since it comes at bad moments: what it said is in the timeline. An act returns what was done, in
-words, and how it is undone.
+words, and how it is undone; it raises Inapplicable if there is nobody to do it to.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from demo.shard import LocalPeer
-from tests.chaos.lab import Lab, kill
+from tests.chaos.lab import Inapplicable, Lab, kill
 
 Act = tuple[str, Callable[[], Awaitable[None]]]
 
 PATIENCE = 60.0
 """Seconds for one command."""
+_RESTORE = 20_000_000
+"""Bits a second at which a restore that is to be cut is sent: else it would be over too soon."""
 
 
 async def adm(lab: Lab, *words: str, patience: float = PATIENCE) -> bool:
@@ -54,18 +56,15 @@ async def unfreeze(lab: Lab) -> None:
 async def promote(lab: Lab, target: str, chance: int) -> Act:
     state = lab.last_state
     peer = None if state is None else state.sync if target == "sync" else state.asyncs[0] if state.asyncs else None
-    words = ["-n", peer.zone_id, "-r", target] if peer else []
-    if target == "async":
-        words += ["-i", "0"]
-    if peer is not None:
-        lab.begin(adm(lab, "promote", "-y", *words))
+    if peer is None:
+        raise Inapplicable(f"there is no {target}")
+    index = ("-i", "0") if target == "async" else ()
+    lab.begin(adm(lab, "promote", "-y", "-n", peer.zone_id, "-r", target, *index))
     return f"an operator promotes the {target}", _nothing
 
 
 async def rebuild(lab: Lab, target: str, chance: int) -> Act:
     peer = _async(lab)
-    if peer is None:
-        return "an operator would rebuild an async, but there is none", _nothing
     lab.begin(rebuilt(lab, peer))
     return f"an operator rebuilds {lab.node(peer)}", _nothing
 
@@ -81,36 +80,29 @@ async def rebuilt(lab: Lab, peer: LocalPeer) -> bool:
 async def cut_restore(lab: Lab, target: str, chance: int) -> Act:
     """The backup servers that could be sending are killed in the middle, or the peer that receives is."""
     peer = _async(lab)
-    if peer is None:
-        return "an operator would rebuild an async, but there is none", _nothing
     others = [each for each in lab.peers if each is not peer]
-
-    async def cut() -> None:
-        rebuilding = asyncio.create_task(rebuilt(lab, peer))
-        try:
-            for other in others:
-                await lab.network.slow(lab.node(other), 20_000_000)
-            await restoring(peer, within=20.0)
-            if chance % 2:
-                lab.journal.note("fault", lab.node(peer), "killed in the middle of its restore")
-                kill(lab.all_of(peer))
-            else:
-                lab.journal.note("fault", lab.node(peer), "the backup servers are killed in the middle of its restore")
-                servers = [lab.program(other.programs[1]) for other in others]
-                kill([server for server in servers if server is not None])
-        finally:
-            for other in others:
-                await lab.network.slow(lab.node(other), 0)
-            await rebuilding
-
-    lab.begin(cut())
-    return f"an operator rebuilds {lab.node(peer)}, and the restore is cut", _nothing
+    for other in others:
+        await lab.network.slow(lab.node(other), _RESTORE)
+    try:
+        lab.begin(rebuilt(lab, peer))
+        if not await restoring(peer, within=20.0):
+            raise Inapplicable(f"no restore of {lab.node(peer)} has begun")
+        if chance % 2:
+            victims, said = lab.all_of(peer), f"{lab.node(peer)} is killed"
+        else:
+            servers = [lab.program(other.programs[1]) for other in others]
+            victims, said = [each for each in servers if each is not None], "the backup servers are killed"
+        kill(victims)
+    finally:
+        for other in others:
+            await lab.network.hasten(lab.node(other), _RESTORE)
+    return f"an operator rebuilds {lab.node(peer)}; {said} in the middle of the restore", _nothing
 
 
 async def reap(lab: Lab, target: str, chance: int) -> Act:
     state = lab.last_state
     if state is None or not state.deposed:
-        return "an operator would reap, but nobody is deposed", _nothing
+        raise Inapplicable("nobody is deposed")
     peer = state.deposed[chance % len(state.deposed)]
     lab.begin(adm(lab, "reap", "-n", peer.zone_id))
     return f"an operator reaps {lab.node(lab.peer(peer.id))}", _nothing
@@ -140,9 +132,11 @@ async def ask(peer: LocalPeer, path: str) -> dict[str, Any] | None:
     return await asyncio.to_thread(get)
 
 
-def _async(lab: Lab) -> LocalPeer | None:
+def _async(lab: Lab) -> LocalPeer:
     state = lab.last_state
-    return lab.peer(state.asyncs[0].id) if state is not None and state.asyncs else None
+    if state is None or not state.asyncs:
+        raise Inapplicable("there is no async")
+    return lab.peer(state.asyncs[0].id)
 
 
 async def _nothing() -> None:

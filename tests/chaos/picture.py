@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from itertools import pairwise
 
-from tests.chaos.checker import outages
 from tests.chaos.history import Event, Operation
 
 WIDTH, LEFT, ROW, GAP = 1600, 130, 26, 10
@@ -35,7 +34,7 @@ def draw(title: str, nodes: Sequence[str], events: Sequence[Event], operations: 
         '<rect width="100%" height="100%" fill="white"/>',
         f'<text x="8" y="18" font-size="14">{escape(title)}</text>',
         *_axis(began, ended, x, height),
-        *_outages(operations, x, height),
+        *_outages(events, x, height),
         *_roles(nodes, events, ended, x),
         *_rate(operations, began, ended, x, acknowledged_at),
         *_faults(lanes, ended, x, faults_at),
@@ -115,12 +114,12 @@ def _faults(lanes: Iterable[tuple[int, Event, float]], ended: float, x: Scale, t
         )
 
 
-def _outages(operations: Sequence[Operation], x: Scale, height: int) -> Iterable[str]:
-    for outage in outages(operations):
-        wide = x(outage.ended) - x(outage.began)
+def _outages(events: Sequence[Event], x: Scale, height: int) -> Iterable[str]:
+    for event in (event for event in events if event.kind == "outage"):
+        wide = max(1.0, x(event.at + float((event.detail or {}).get("seconds", 0.0))) - x(event.at))
         yield (
-            f'<rect x="{x(outage.began)}" y="26" width="{wide:.1f}" height="{height - 42}" fill="{OUTAGE}"'
-            f' fill-opacity="0.5"><title>no write for {outage.seconds:.1f} s</title></rect>'
+            f'<rect x="{x(event.at)}" y="26" width="{wide:.1f}" height="{height - 42}" fill="{OUTAGE}"'
+            f' fill-opacity="0.5"><title>{escape(event.text)}</title></rect>'
         )
 
 

@@ -15,7 +15,8 @@ from tests.chaos.rounds import Result, summary
 def write_report(output: Path, lab: Lab, result: Result) -> None:
     """Must be called while the lab's files are there."""
     result.operations = operations(lab.histories)
-    for outage in checker.outages(result.operations):
+    pauses = [event.at for event in lab.journal.events if event.kind == "pause"]
+    for outage in checker.outages(result.operations, pauses=pauses):
         text = f"nothing was acknowledged for {outage.seconds:.2f} s"
         lab.journal.note("outage", "shard", text, at=outage.began, seconds=outage.seconds)
     events = sorted(lab.journal.events, key=lambda event: event.at)

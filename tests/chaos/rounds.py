@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import psycopg
 
 from demo.shard import DAEMONS, LocalPeer, ShardFailed
@@ -23,9 +24,9 @@ from manatee.client import Address, NoPrimary, connect_writable, within
 from tests.chaos import checker, operator
 from tests.chaos.checker import Finding, Stale, Tables
 from tests.chaos.chronicle import Chronicle, flapping
-from tests.chaos.faults import FAULTS, Inapplicable
-from tests.chaos.history import Operation, operations
-from tests.chaos.lab import SLOWNESS, Lab
+from tests.chaos.faults import FAULTS
+from tests.chaos.history import KINDS, Operation, operations
+from tests.chaos.lab import SLOWNESS, Inapplicable, Lab
 from tests.chaos.schedule import ROUND, Strike, schedule
 from tests.chaos.topology import NetworkFailed
 
@@ -108,7 +109,7 @@ async def _strike(lab: Lab, strike: Strike, began: float, result: Result) -> Non
     await asyncio.sleep(max(0.0, began + strike.at - time.monotonic()))
     try:
         undo = await FAULTS[strike.fault].inject(lab, strike)
-    except (Inapplicable, NetworkFailed, psycopg.Error, OSError) as error:
+    except (Inapplicable, NetworkFailed, psutil.Error, psycopg.Error, OSError) as error:
         result.spared += 1
         lab.journal.note("spared", strike.fault, f"{strike.target}: {error}")
         return
@@ -127,6 +128,7 @@ async def _strike(lab: Lab, strike: Strike, began: float, result: Result) -> Non
 
 async def look_at_everything(lab: Lab, result: Result) -> None:
     """Everything is healed: what must hold now, and what must have held all the time."""
+    over = time.monotonic()
     if not await lab.ensemble.serves(within=ELECTION):
         lab.journal.note("trouble", "ZooKeeper", f"has no leader {ELECTION:.0f} s after healing")
     healed = time.monotonic()
@@ -143,7 +145,10 @@ async def look_at_everything(lab: Lab, result: Result) -> None:
         found("the shard takes writes within 60 s of healing", await doing(lab))
     else:
         result.recoveries.append(time.monotonic() - healed)
-        lab.journal.note("again", "shard", f"a write is acknowledged {result.recoveries[-1]:.1f} s after healing")
+        words = (
+            f"{result.recoveries[-1]:.1f} s after ZooKeeper had a leader, {time.monotonic() - over:.1f} s after healing"
+        )
+        lab.journal.note("again", "shard", f"a write is acknowledged {words}")
     while not lab.idle:
         await asyncio.sleep(0.1)
     try:
@@ -158,7 +163,12 @@ async def look_at_everything(lab: Lab, result: Result) -> None:
         return
     result.operations = operations(lab.histories)
     result.stale = checker.stale_reads(result.operations, tables.lists)
-    for finding in [*checker.check(result.operations, tables), *logs(lab), *needless(lab)]:
+    for finding in [
+        *checker.check(result.operations, tables),
+        *logs(lab),
+        *needless(lab),
+        *idle(lab, result.operations),
+    ]:
         found(finding.promise, finding.text, finding.at)
     if not result.findings:
         for finding in await differences(lab, tables):
@@ -286,6 +296,13 @@ def logs(lab: Lab) -> list[Finding]:
     ]
     troubles = [event for event in lab.journal.events if event.kind == "trouble"]
     return found + [Finding("the test itself works", f"{event.subject}: {event.text}") for event in troubles]
+
+
+def idle(lab: Lab, done: Sequence[Operation]) -> list[Finding]:
+    """Kinds of operations of which none was acknowledged in this round: of these nothing has been checked."""
+    began = max(event.at for event in lab.journal.events if event.kind == "round")
+    worked = {each.kind for each in done if each.acknowledged and each.began > began}
+    return [Finding("the test itself works", f"no {kind} was acknowledged") for kind in KINDS if kind not in worked]
 
 
 def needless(lab: Lab) -> list[Finding]:

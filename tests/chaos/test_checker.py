@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.chaos.checker import Tables, check, outages, stale_reads
+from tests.chaos.checker import INVENTED, LISTS, LOST, ONE_WRITER, REGISTERS, Tables, check, outages, stale_reads
 from tests.chaos.history import Operation
 
 
@@ -19,10 +19,6 @@ def operation(kind: Any, at: float, value: int = 0, **more: Any) -> Operation:
 def promises(operations: list[Operation], **tables: Any) -> list[str]:
     given: dict[str, Any] = {"inserts": frozenset(), "registers": {}, "lists": {}, **tables}
     return [finding.promise for finding in check(operations, Tables(**given))]
-
-
-LOST, INVENTED = "no acknowledged write is lost", "no write is invented"
-TWO, REGISTERS, LISTS = "at most one peer acknowledges writes", "registers are linearizable", "lists are linearizable"
 
 
 def test_rows_acknowledged_are_there_and_rows_of_unknown_fate_may_be() -> None:
@@ -47,6 +43,16 @@ def test_a_register_whose_writes_follow_each_other() -> None:
     assert promises(history, registers={0: (3, 13)}) == []
 
 
+def test_a_register_whose_last_write_is_of_unknown_fate() -> None:
+    history = [
+        register(1, 11, 0, 0),
+        register(2, 12, 1, 11, outcome="unknown"),
+        register(3, 13, 1, 11, outcome="unknown"),
+    ]
+    for final in ((1, 11), (2, 12), (2, 13)):
+        assert promises(history, registers={0: final}) == []
+
+
 @pytest.mark.parametrize(
     ("history", "final", "promise"),
     [
@@ -55,8 +61,29 @@ def test_a_register_whose_writes_follow_each_other() -> None:
         ([register(1, 11, 1, 12), register(2, 12, 0, 0)], (2, 11), REGISTERS),
         ([register(1, 11, 0, 0), register(2, 12, 1, 11)], (1, 11), LOST),
         ([register(1, 11, 0, 0)], (1, 12), LOST),
+        ([register(1, 11, 0, 0)], (9, 999), REGISTERS),
+        ([register(1, 11, 0, 0), register(2, 12, 1, 77, outcome="unknown")], (2, 12), REGISTERS),
+        (
+            [
+                register(1, 11, 0, 0),
+                register(1, 10, 0, 0, outcome="unknown"),
+                register(2, 12, 1, 10, outcome="unknown"),
+                register(3, 13, 2, 12),
+            ],
+            (3, 13),
+            REGISTERS,
+        ),
     ],
-    ids=["an update is lost", "found what nobody wrote", "back in time", "the last is lost", "the last is another"],
+    ids=[
+        "an update is lost",
+        "found what nobody wrote",
+        "back in time",
+        "the last is lost",
+        "the last is another",
+        "ends with what nobody wrote",
+        "a write that must have happened found what nobody wrote",
+        "an update is lost, as a write of unknown fate shows",
+    ],
 )
 def test_a_register_that_is_not_linearizable(history: list[Operation], final: tuple[int, int], promise: str) -> None:
     assert promise in promises(history, registers={0: final})
@@ -102,12 +129,12 @@ def test_an_answer_that_was_on_its_way_is_no_second_writer() -> None:
 
 def test_a_deposed_primary_that_acknowledges_is_a_second_writer() -> None:
     history = [operation("insert", 1, 1), operation("insert", 2, 2, peer="B", timeline=2), operation("insert", 3, 3)]
-    assert promises(history, inserts=frozenset({1, 2, 3})) == [TWO]
+    assert promises(history, inserts=frozenset({1, 2, 3})) == [ONE_WRITER]
 
 
 def test_two_servers_never_acknowledge_on_one_timeline() -> None:
     history = [operation("insert", 1, 1), operation("insert", 2, 2, peer="B")]
-    assert promises(history, inserts=frozenset({1, 2})) == [TWO]
+    assert promises(history, inserts=frozenset({1, 2})) == [ONE_WRITER]
 
 
 def test_stale_reads_are_counted() -> None:
@@ -119,3 +146,4 @@ def test_stale_reads_are_counted() -> None:
 def test_outages_lie_between_acknowledgements() -> None:
     history = [operation("insert", at, at) for at in (1, 2, 9)]
     assert [(outage.began, outage.ended) for outage in outages(history, longer_than=2)] == [(2.1, 9.1)]
+    assert outages(history, longer_than=2, pauses=[5.0]) == []

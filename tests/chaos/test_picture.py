@@ -18,6 +18,7 @@ def test_roles_faults_outages_and_findings_are_on_it() -> None:
         ),
         Event(4.0, "fault", "kill-peer", "SIGKILL to all of <peer1>", {"seconds": 5.0}),
         Event(5.0, "fault", "isolate", "peer2 & client1", {"seconds": 5.0}),
+        Event(3.1, "outage", "shard", "no write for 9.0 s", {"seconds": 9.0}),
         Event(9.0, "generation", "shard", "generation 2", {"number": 2, "roles": {"peer2": "primary"}}),
         Event(20.0, "finding", "checker", "lost", None),
     ]

@@ -82,11 +82,29 @@ async def test_a_firewall_can_refuse(network: Network) -> None:
     assert await reach(network, "a") == "open"
 
 
-async def test_a_link_can_be_slow_and_is_fast_again(network: Network) -> None:
+async def test_a_link_is_slow_until_all_who_slowed_it_have_taken_it_back(network: Network) -> None:
+    await network.slow("a", 512_000)
     await network.slow("a", 64_000)
-    await network.slow("a", 0)
-    await network.slow("a", 0)
-    assert await reach(network, "a") == "open"
+    await network.hasten("a", 64_000)
+    assert await sends(network, "a", 64 * 1024) > 0.5
+    await network.hasten("a", 512_000)
+    assert await sends(network, "a", 64 * 1024) < 0.5
+
+
+async def sends(network: Network, source: str, size: int) -> float:
+    """Seconds until so many bytes from a node have come to `b`."""
+    receives = "import socket, sys, time\ns = socket.create_server(('', 4000)); print(flush=True); c, _ = s.accept()\n"
+    receives += f"n = 0; t = time.monotonic()\nwhile n < {size}: n += len(c.recv(65536))\nprint(time.monotonic() - t)"
+    sending = f"import socket; s = socket.create_connection(({network.nodes['b']!r}, 4000)); s.sendall(bytes({size}))"
+    receiver = await asyncio.create_subprocess_exec(
+        *network.inside("b"), sys.executable, "-c", receives, stdout=asyncio.subprocess.PIPE
+    )
+    assert receiver.stdout is not None
+    await receiver.stdout.readline()
+    sender = await asyncio.create_subprocess_exec(*network.inside(source), sys.executable, "-c", sending)
+    output, _ = await receiver.communicate()
+    await sender.wait()
+    return float(output)
 
 
 def test_what_a_killed_run_left_is_cleared_by_the_next_that_gets_its_slot() -> None:

@@ -5,15 +5,14 @@ cut, since cuts are between named nodes only. Nothing routes between the bridge 
 
 A cut is a pair of nodes, one direction: the second drops what comes from the first, or refuses it as if nothing
 listened (an RST), be it everything or only what is sent to the ports of a peer's services. Several faults may have cut
-the same pair; it is whole when all of them have mended it.
+the same pair, or slowed the same node: it is whole when all of them have taken that back.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import subprocess
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from typing import Literal
@@ -51,6 +50,7 @@ class Network:
         self.nodes: Mapping[str, str] = {name: f"{slot.network}.{number}" for number, name in enumerate(nodes, 1)}
         """Addresses by name."""
         self._cuts: Counter[tuple[Pair, Verdict]] = Counter()
+        self._slow: defaultdict[str, list[int]] = defaultdict(list)
         self._lock = asyncio.Lock()
 
     @property
@@ -89,9 +89,7 @@ class Network:
         async with self._lock:
             for pair in pairs:
                 self._cuts[pair, verdict] += difference
-            async with asyncio.TaskGroup() as group:
-                for node in {to for _, to in pairs}:
-                    group.create_task(self._filter(node))
+            await asyncio.gather(*(self._filter(node) for node in {to for _, to in pairs}))
 
     async def _filter(self, node: str) -> None:
         """Replace a node's rules by what is cut now, in one step (nft(8), a file is one transaction)."""
@@ -107,13 +105,22 @@ class Network:
         await _command(*self.inside(node), "nft", "-f", "-", given=text)
 
     async def slow(self, node: str, bits: int) -> None:
-        """What the node sends goes at so many bits a second, with a short queue (tc-tbf(8)); 0 for full speed again."""
+        """From now on what the node sends goes at so many bits a second at most, with a short queue (tc-tbf(8))."""
+        self._slow[node].append(bits)
+        await self._shape(node)
+
+    async def hasten(self, node: str, bits: int) -> None:
+        """Take back one `slow` of it."""
+        self._slow[node].remove(bits)
+        await self._shape(node)
+
+    async def _shape(self, node: str) -> None:
         tc = (*self.inside(node), "tc", "qdisc")
-        if bits:
-            words = ("replace", "dev", "eth0", "root", "tbf", "rate", f"{bits}bit", "burst", "16kb", "latency", "300ms")
-            await _command(*tc, *words)
-        else:
-            with contextlib.suppress(NetworkFailed):  # it was not slow
+        async with self._lock:
+            if self._slow[node]:
+                rate = ("rate", f"{min(self._slow[node])}bit", "burst", "16kb", "latency", "300ms")
+                await _command(*tc, "replace", "dev", "eth0", "root", "tbf", *rate)
+            else:
                 await _command(*tc, "del", "dev", "eth0", "root")
 
 

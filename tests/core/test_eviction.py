@@ -71,7 +71,7 @@ NOT = {
     "we are not in the list": {"active": everyone()[1:]},
     "we are leaving": {"leaving": True},
     "PostgreSQL is not online": {"online": False},
-    "it lived the last time": {"active": everyone(B={"evicted_for": Limits().eviction_pause - 1})},
+    "it lived the last time": {"active": everyone(B={"evicted_for": Limits().retry_pause - 1})},
     "it is of Manatee 2": {"active": (at(says(A)), at(manatee_2(B)), at(says(C)))},
     "no async serves": {"active": (*everyone()[:2], at(says(C, serving=False)))},
     "no async is there": {"active": everyone()[:2]},
@@ -84,7 +84,7 @@ def test_nobody_is_evicted_when(changes: dict[str, Any]) -> None:
 
 
 def test_who_lived_may_be_evicted_again_after_some_minutes() -> None:
-    assert decide(bereft(A, active=everyone(B={"evicted_for": Limits().eviction_pause}))).evict is not None
+    assert decide(bereft(A, active=everyone(B={"evicted_for": Limits().retry_pause}))).evict is not None
 
 
 def test_the_sync_evicts_nobody_whom_it_could_not_replace() -> None:

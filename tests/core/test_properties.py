@@ -103,7 +103,6 @@ def databases(draw: st.DrawFn) -> Database:
         attached={one.id: draw(positions) for one in draw(st.lists(somebody, max_size=3, unique=True))},
         link=draw(st.none() | st.just(link)),
         failing_for=draw(st.none() | seconds),
-        unfollowed_for=draw(seconds),
         handing_over=draw(st.integers(0, 9)) == 0,
     )
 
@@ -127,7 +126,8 @@ def views(draw: st.DrawFn) -> View:
         singleton=draw(st.integers(0, 9)) == 0,
         leaving=draw(st.integers(0, 9)) == 0,
         resigned_for=draw(st.none() | st.none() | seconds),
-        resigned_in=draw(st.none() | generations),
+        returned_for=draw(seconds),
+        unreached_for=draw(seconds),
     )
 
 

@@ -10,6 +10,7 @@ import pytest
 from manatee.cluster import ClusterState, Comparison, Role
 from manatee.lsn import Lsn
 from sitter.decide import decide
+from sitter.shard import Shard
 from sitter.view import (
     Database,
     Decision,
@@ -652,25 +653,42 @@ def test_a_dead_postgresql_makes_way_only_if_a_takeover_is_possible(changes: Any
     [
         ({}, True),
         ({"online": False, "writable_for": 0.0}, True),  # it is being stopped, for this
-        ({"unfollowed_for": 19.9}, False),  # asyncs may still be on their way
-        ({"active": active(A, says(B, ready=False, unready_for=19.9), C, D)}, False),
-        ({"active": active(A, says(B, ready=False, serving=False, unready_for=20.0), C, D)}, False),
-        ({"active": active(A, says(B, ready=False, unready_for=20.0))}, False),  # no new sync for the sync
+        ({"unreached_for": 19.9}, False),  # asyncs may still be on their way
+        ({"active": active(A, says(B, ready=False, serving=False), C, D)}, False),
+        ({"active": active(A, says(B, ready=False))}, False),  # no new sync for the sync
         ({"state": state(freeze=True)}, False),
-        ({"resigned_in": GENERATION}, False),  # it came to nothing
-        ({"resigned_in": GENERATION - 1}, True),
+        ({"returned_for": 299.0}, False),  # it came to nothing
+        ({"returned_for": 300.0}, True),
     ],
 )
-def test_a_primary_that_nobody_reaches_makes_way_once_if_a_takeover_is_possible(changes: Any, resigns: Any) -> None:
+def test_a_primary_that_nobody_reaches_makes_way_if_a_takeover_is_possible(changes: Any, resigns: Any) -> None:
     """ZooKeeper and its clients reach it, its peers do not: without them it takes no writes."""
     cut_off: dict[str, Any] = {
-        "active": active(A, says(B, ready=False, unready_for=20.0), C, D),
+        "active": active(A, says(B, ready=False), C, D),
         "attached": {},
-        "unfollowed_for": 20.0,
+        "unreached_for": 20.0,
     }
     decision = decide(view(A, **{**cut_off, **changes}))
     assert decision.resign is resigns
     assert (decision.database == Stopped()) is resigns
+
+
+@pytest.mark.parametrize(
+    ("changes", "unreached"),
+    [
+        ({}, True),
+        ({"online": False, "writable_for": 0.0}, True),  # it is being stopped, for this
+        ({"connected": frozenset({C.id})}, False),
+        ({"active": active(A, says(B, ready=False, serving=False), C, D)}, False),  # it could not take over
+        ({"state": state(primary=B, sync=A, **{"async": [C, D]})}, False),
+    ],
+)
+def test_unreached_is_a_primary_that_nobody_follows_although_the_sync_could_take_over(
+    changes: Any, unreached: bool
+) -> None:
+    seen = view(A, **{"active": active(A, says(B, ready=False), C, D), "attached": {}, **changes})
+    assert seen.state is not None
+    assert Shard(seen, seen.state).unreached is unreached
 
 
 # --- 7. Off the deposed list

@@ -96,7 +96,7 @@ def shard(count: int, *before: str, rejoin: str = "safe", **trouble: int) -> Cal
 
 TROUBLES = (
     *("crash", "expire", "wipe", "lose-data", "operator", "lost", "slow", "mute", "old-snapshot", "forget", "force"),
-    *("rewind-cut", "rewind-in-vain", "cut", "evict"),
+    *("rewind-cut", "rewind-in-vain", "cut", "cut-off", "evict"),
 )
 
 
@@ -325,6 +325,7 @@ MUTANTS = [
         "    if False:\n",
         shard(3, force=1),
     ),
+    Mutant("a primary that nobody reaches stays", "if possible and shard.out_of_reach:", "if False:"),
     # Evicting
     Mutant(
         "evicted by anybody",
@@ -346,7 +347,7 @@ MUTANTS = [
     ),
     Mutant(
         "evicted again and again",
-        "one.evicted_for < view.limits.eviction_pause",
+        "one.evicted_for < view.limits.retry_pause",
         "False",
         shard(3, cut=1, evict=2),
     ),

@@ -99,8 +99,6 @@ class One(NamedTuple):
     open: bool = False
     """A write of it has no outcome yet."""
     resigned: bool = False
-    resigned_in: int = 0
-    """The generation in which it did that last."""
     lag: Lag | None = None
     failed: bool = False
     """Its PostgreSQL died by itself, and has not been up since. Driver: stopping what is dead does not end that."""

@@ -79,8 +79,7 @@ def sitter_steps(world: World, me: int, one: One) -> Iterator[Step]:
         if now.decision.resign:
             if present and one.heard and one.pg is None:
                 gone = tuple(entry for entry in world.active if entry[0] != me)
-                left = with_peer(remembered, me, resigned=True, resigned_in=now.memory.generation)
-                yield f"resign {name}{clock}", left._replace(active=gone)
+                yield f"resign {name}{clock}", with_peer(remembered, me, resigned=True)._replace(active=gone)
         elif not present and one.heard and one.lag is None:
             yield f"join {name}{clock}", _joined(remembered, me)
         if now.decision.compare:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from typing import Any, NamedTuple
 
 from manatee.cluster import Cluster, ClusterState, Comparison, Peer, PeerStatus, written_time
 from manatee.lsn import Lsn
 from sitter.decide import decide
+from sitter.shard import Shard
 from sitter.view import Database, Death, Decision, Link, Memory, Parting, Present, Rejoin, Seal, View
 from tests.model.parts import NAMES, Remembered, Said, State, Violation, World, broken
 from tests.model.wal import streams
@@ -151,7 +153,6 @@ def wish(world: World, me: int, late: bool, dead: int | None = None) -> Wish:
         one.link,
         one.open,
         one.resigned,
-        one.resigned_in,
         one.failed,
         one.singleton,
         one.leaving,
@@ -218,7 +219,6 @@ def _ask(
         attached={peer(other).id: Lsn(end) for other, end in attached.items()},
         ahead=frozenset(peer(other).id for other in one.ahead),
         link=Link(peer(link[0]).id, link[1], link[2], Comparison(link[3]), Lsn(link[4]), "", parting) if link else None,
-        unfollowed_for=passed if (pg is None or pg.primary) and not connected(world, me) else 0.0,
         failing_for=passed if one.failed and pg is None else None,
         handing_over=one.handing_over,
         torn=one.torn and "a torn database bears no mark" not in broken,
@@ -241,12 +241,13 @@ def _ask(
         ),
         write_open=one.open,
         resigned_for=passed if one.resigned else None,
-        resigned_in=one.resigned_in or None,
         singleton=one.singleton,
         leaving=one.leaving,
         rejoin=Rejoin(one.rejoin),
         death=Death(NAMES[dead], state.generation, "") if dead is not None and state else None,
     )
+    if late and view.state and Shard(view, view.state).unreached:
+        view = replace(view, unreached_for=passed)
     try:
         decision = _decide(view)
     except Exception as error:

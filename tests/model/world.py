@@ -78,6 +78,8 @@ def _misfortunes(world: World, me: int, one: One) -> Iterator[Step]:
         yield "lose-data", with_peer(crash(world, me), me, wal=None, **GONE)
     if one.pg and one.pg.upstream is not None and (me, one.pg.upstream) not in world.cut:
         yield "cut", world._replace(cut=((me, one.pg.upstream),))
+    if one.pg and one.pg.primary:
+        yield "cut-off", world._replace(cut=tuple((other, me) for other in range(len(world.peers)) if other != me))
 
 
 def _forget(world: World, old: State | None) -> World:
@@ -106,7 +108,6 @@ def crash(world: World, me: int) -> World:
         link=None,
         lag=None,
         resigned=False,
-        resigned_in=0,
         failed=False,
         open=False,
         leaving=False,

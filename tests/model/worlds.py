@@ -71,7 +71,7 @@ WORLDS = (
     Beginning("3 peers, sitters lag behind ZooKeeper", _shard(3, 3, slow=1, mute=1, expire=1, lost=1), 2),
     Beginning("3 peers, a zone comes back empty", _shard(3, 3, wipe=1, lose_data=1, expire=1, old_snapshot=1), 2),
     Beginning("3 peers, the operator acts", _shard(3, 3, operator=2, expire=1, crash=1), 2),
-    Beginning("3 peers, PostgreSQL crashes and links break", _shard(3, 3, pg_crash=2, cut=1, expire=1)),
+    Beginning("3 peers, PostgreSQL crashes and links break", _shard(3, 3, pg_crash=2, cut=1, cut_off=1, expire=1)),
     Beginning("3 peers, ZooKeeper forgets", _shard(3, 3, forget=1, forget_all=1, expire=1, crash=1, wipe=1)),
     Beginning(
         "3 peers, who has diverged is rewound or restored",

@@ -9,7 +9,8 @@ more, and what is so is written below it. `python -m tests.scenarios.script` wri
 
 What can happen: `shard N` (a running shard) and `peers N` (peers without data; `peers N alone` with a singleton) begin
 a script; every step of `tests.model.world` (`crash A`, `start A`, `expire A`, `mute A`, `catch-up A`, `commit A`,
-`pg-crash A`, `wipe A`, `freeze`, `promote C`, `rebuild A`, `reap A`, `force A`, `evict-A B` (B has seen A dead), ...);
+`pg-crash A`, `cut B` (from its upstream), `cut-off A` (from its standbys), `wipe A`, `freeze`, `promote C`,
+`rebuild A`, `reap A`, `force A`, `evict-A B` (B has seen A dead), ...);
 `disk A empty|older|ahead|diverged|rolled-back` changes what a stopped peer has on disk (the last behind its sitter's
 back: it remembers what was proven); `rejoin A rebuild` sets what it may do by itself; `leave A` asks its sitter to
 stop; `ask C async 0 generation 1` is any promote request; `later` lets every timeout pass; `alone A` configures
@@ -32,7 +33,7 @@ HERE = Path(__file__).parent
 PLENTY = 1000
 TROUBLES = (
     *("trouble", "commit", "crash", "slow", "mute", "pg-crash", "expire", "wipe", "cut", "operator", "lost"),
-    *("forget", "forget-all", "old-snapshot", "force", "rewind-cut", "rewind-in-vain", "evict"),
+    *("forget", "forget-all", "old-snapshot", "force", "rewind-cut", "rewind-in-vain", "evict", "cut-off"),
 )
 BUDGET = dict.fromkeys(TROUBLES, PLENTY)
 

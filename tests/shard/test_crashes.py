@@ -54,7 +54,7 @@ async def test_what_dies_or_hangs_is_restarted_in_place(postgresql: Installation
         os.kill(postmaster(primary), signal.SIGKILL)
         await counted(primary, "killed")
         await acknowledges(writer)
-        os.kill(await backend(primary), signal.SIGKILL)
+        await kill_backend(primary)
         await counted(primary, "backend_crashed")
         await acknowledges(writer)
         psutil.Process(postmaster(primary)).suspend()
@@ -150,12 +150,13 @@ def postmaster(peer: LocalPeer) -> int:
     return int((peer.settings.storage.data_dir / "postmaster.pid").read_text().split()[0])
 
 
-async def backend(peer: LocalPeer) -> int:
-    """The pid of a client's backend."""
-    async with await psycopg.AsyncConnection.connect(
+async def kill_backend(peer: LocalPeer) -> None:
+    """SIGKILL to that of a client."""
+    connection = await psycopg.AsyncConnection.connect(
         host=peer.ip, port=peer.settings.peer.postgres_port, user="postgres", connect_timeout=5
-    ) as connection:
-        return connection.info.backend_pid
+    )
+    os.kill(connection.info.backend_pid, signal.SIGKILL)
+    await connection.close()
 
 
 async def counted(peer: LocalPeer, cause: str) -> dict[str, dict[str, dict[str, object]]]:

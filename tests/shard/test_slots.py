@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 from typing import LiteralString
 
@@ -45,6 +46,33 @@ async def test_a_peer_that_was_away_needs_no_rebuild() -> None:
             assert after.state is not None
             assert [peer.id for peer in after.state.asyncs] == [away.id]
             assert (await ask(away, "/restore"))[1] == {"restore": None}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+async def test_who_is_being_restored_has_a_slot_from_the_beginning() -> None:
+    """What it is sent may take hours to arrive, and must be followed from then on."""
+    overrides: dict[str, dict[str, object]] = {
+        "postgres": {"max_slot_wal_keep_size": 1024},
+        "backup": {"bandwidth_limit": 4 << 20},
+    }
+    async with shard_of(3, overrides=overrides) as shard:
+        before = await complete(shard)
+        assert before.state is not None
+        away = shard.peer(before.state.asyncs[0].id)
+        others = primary_of(shard, before), sync_of(shard, before)
+        for peer in others:
+            await _until_kept(peer, away)
+        await shard.stop_peer(away)
+        shutil.rmtree(away.settings.storage.data_dir)
+        for peer in others:
+            await _run(peer, "select pg_drop_replication_slot(slot_name) from pg_replication_slots where not active")
+        await shard.start_peer(away)
+        for peer in others:
+            await _until_kept(peer, away)
+        restore = (await ask(away, "/restore"))[1]["restore"]
+        assert restore is None or restore["state"] == "running"
+        await complete(shard)
 
 
 @pytest.mark.slow

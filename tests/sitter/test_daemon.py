@@ -15,9 +15,9 @@ from manatee.cluster import Peer, Role
 from manatee.config import load
 from manatee.coordination import Unreachable
 from manatee.lsn import Lsn
-from sitter.daemon import BACK_AFTER, TURN, Daemon, _all_is_well, _pause
+from sitter.daemon import BACK_AFTER, TURN, Daemon, _all_is_well, _needed, _pause
 from sitter.view import Decision, Keep, Memory, Primary, Restore, Seal, Standby, Stopped, View, Wanted, Write
-from tests.core.views import A, B, state, view
+from tests.core.views import A, B, C, D, says, state, view
 
 SEALED = Memory(identifier="1", generation=4, proof=4, seal=Seal(4, Lsn(100)))
 
@@ -144,6 +144,11 @@ async def test_a_restore_begins_when_the_others_know_that_our_data_prove_nothing
     assert "database" in recorder.done
 
 
+def test_wal_is_kept_for_who_is_being_restored_too() -> None:
+    others = (says(B, redo="0/5000000"), says(C, restoring=True, proof=0), says(D))
+    assert dict(_needed(view(A, active=others))) == {B.id: Lsn(0x5000000), C.id: Lsn(0)}
+
+
 async def test_no_restore_begins_when_the_others_cannot_be_told(daemon: Daemon) -> None:
     recorder = Recorder(broken="publish")
     seen = view(B, initialized=False, identifier=None)
@@ -223,7 +228,7 @@ def test_who_is_ready_among_peers_that_are_looks_more_rarely() -> None:
     assert _all_is_well(here, ready)
     assert not _all_is_well(here, replace(ready, ready=False))
     assert not _all_is_well(here, replace(ready, waiting_for="an operator"))
-    assert not _all_is_well(here.with_unready_times({A.id: 0.1}), ready)
+    assert not _all_is_well(here.timed({A.id: 0.1}, unreached_for=0.0), ready)
 
 
 def test_the_longer_it_is_waited_the_more_rarely_it_is_looked() -> None:

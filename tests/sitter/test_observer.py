@@ -11,8 +11,9 @@ from manatee.cluster import Comparison, PeerStatus
 from manatee.coordination import Active
 from manatee.lsn import Lsn
 from sitter.observer import Observer
+from sitter.shard import Shard
 from sitter.view import Link, Memory, Seal
-from tests.core.views import GENERATION, A, B, state
+from tests.core.views import GENERATION, A, B, state, view
 
 LINK = Link(A.id, 4, 4, Comparison.PREFIX, Lsn(100))
 
@@ -85,16 +86,21 @@ def test_a_seal_that_led_to_a_new_generation_was_not_given_up() -> None:
     assert not watching._gave_up(Memory(), state(generation=GENERATION + 1))
 
 
-def test_the_time_without_a_follower_goes_on_while_postgresql_is_stopped_for_it() -> None:
+def test_the_time_unreached_begins_while_writes_are_taken_and_goes_on_while_postgresql_is_stopped_for_it() -> None:
     watching = observer()
-    primary, standby = (cast(Any, SimpleNamespace(in_recovery=here)) for here in (False, True))
-    assert watching._unfollowed_for(None, frozenset()) == 0.0
-    watching._unfollowed_for(primary, frozenset())
-    assert watching._unfollowed_for(None, frozenset()) > 0.0
-    assert watching._unfollowed_for(primary, frozenset({B.id})) == 0.0
-    assert watching._unfollowed_for(None, frozenset()) == 0.0
-    watching._unfollowed_for(primary, frozenset())
-    assert watching._unfollowed_for(standby, frozenset()) == 0.0
+    down: dict[str, Any] = {"attached": {}, "online": False, "writable_for": 0.0}
+
+    def after(seconds: float, **changes: Any) -> float:
+        seen = view(A, **changes)
+        assert seen.state is not None
+        return watching._unreached_for(Shard(seen, seen.state), seconds)
+
+    assert after(0.0, **down) == 0.0
+    assert after(1.0, **down) == 0.0
+    assert after(2.0, attached={}) == 0.0
+    assert after(5.0, **down) == 3.0
+    assert after(6.0, connected=frozenset({B.id})) == 0.0
+    assert after(7.0, **down) == 0.0
 
 
 def test_whoever_has_what_a_primary_lost_is_remembered_until_its_data_or_ours_are_others() -> None:
