@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from pathlib import Path
 
@@ -95,6 +96,8 @@ class Lab(LocalShard):
             overrides=overrides,
         )
         self._shift = 0
+        self.clients_since = 0.0
+        """When the clients were started, by the monotonic clock."""
         self._writing: list[tuple[str, Child]] = []
         self._under_way: set[asyncio.Task[object]] = set()
         self.last_state: ClusterState | None = None
@@ -203,6 +206,7 @@ class Lab(LocalShard):
 
     async def start_clients(self) -> None:
         self._shift += 1
+        self.clients_since = time.monotonic()
         for number, client in enumerate(self.clients, 1):
             words = (
                 str(number),

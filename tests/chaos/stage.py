@@ -13,14 +13,17 @@ from dataclasses import dataclass
 from demo.shard import LocalPeer, Seen
 from manatee.cluster import ClusterState, Peer
 from tests.chaos import operator
+from tests.chaos.checker import outages
 from tests.chaos.ensemble import NODES
 from tests.chaos.history import Operation, operations
 from tests.chaos.lab import SLOWNESS, Lab, kill
-from tests.chaos.rounds import Result, settle, takes_writes
+from tests.chaos.rounds import Result, idle, settle, takes_writes
 from tests.chaos.topology import Pair, between
 
 PATIENCE = 90.0 * SLOWNESS
 """Seconds for anything to come about: the machine may be busy."""
+HESITATION = 2.0 * SLOWNESS
+"""Seconds without an acknowledged write that are not an interruption yet: the machine may be busy."""
 
 
 @dataclass
@@ -73,6 +76,12 @@ class Stage:
     async def writable(self) -> None:
         assert await takes_writes(self.lab, time.monotonic() + PATIENCE), "no write is acknowledged"
 
+    async def under_load(self) -> None:
+        """Clients write and read, all of what they do."""
+        async with asyncio.timeout(PATIENCE):
+            while idle(self.lab, operations(self.lab.histories)):
+                await asyncio.sleep(0.2)
+
     async def deposed_or_back(self, peer: LocalPeer) -> None:
         """A former primary is on the deposed list, and off it again by itself or by a rebuild, as an async."""
         await self.complete()
@@ -117,7 +126,7 @@ class Stage:
 
     @asynccontextmanager
     async def no_interruption(self) -> AsyncIterator[None]:
-        """No operation of an ordinary client goes wrong while this lasts, and some are done."""
+        """No operation of an ordinary client goes wrong, or waits for long, while this lasts, and some are done."""
         began = time.monotonic()
         yield
         ended = time.monotonic()
@@ -125,6 +134,7 @@ class Stage:
         during = [each for each in self._ordinary() if began <= each.began <= ended]
         assert during
         assert [each for each in during if not each.acknowledged] == []
+        assert outages(during, longer_than=HESITATION) == []
 
     def _ordinary(self) -> list[Operation]:
         return [
