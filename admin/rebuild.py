@@ -91,8 +91,10 @@ class _Rebuild:
                 f"{judgement.text}; what was set aside is still there; run rebuild again when the cause is gone"
             )
         dropped = await self.storage.drop_isolated(self.settings.storage.keep_isolated)
-        if dropped:
-            _say(f"Destroyed what had been set aside ({dropped}).")
+        if dropped.count:
+            _say(f"Destroyed what had been set aside ({dropped.count}).")
+        for name, reason in dropped.stay.items():
+            _say(f"{name} stays for now, and takes space: {reason}. The sitter tries again to destroy it.")
         _say(f"Rebuild successful: {self.me.label} is {judgement.text}.")
 
     async def _under_way(self) -> bool:

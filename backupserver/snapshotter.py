@@ -43,7 +43,9 @@ async def serve(settings: Settings, logger: Logger, stop: asyncio.Event) -> None
 async def look(storage: Storage, settings: Settings, logger: Logger) -> float:
     """Take a snapshot if the newest is older than the interval, and drop the oldest; seconds until the next."""
     wanted = settings.snapshotter
-    kept = list(await storage.snapshots())
+    snapshots = await storage.snapshots()
+    unfinished = {each.name: each.resumable_until for each in snapshots if each.resumable_until is not None}
+    kept = [each for each in snapshots if each.name not in unfinished]
     age = time.time() - kept[-1].created if kept else wanted.interval
     if age < 0 or age >= wanted.interval:  # below 0: the clock was set back
         if not await storage.has_data():
@@ -55,15 +57,14 @@ async def look(storage: Storage, settings: Settings, logger: Logger) -> float:
         logger.info("snapshot taken", snapshot=kept[-1].name)
         age = 0.0
     spared = _spared(kept)
-    for snapshot in kept[: -wanted.keep]:
-        if snapshot.name in spared:
-            continue
+    doomed = [name for name, until in unfinished.items() if until < time.time()]
+    for name in (*doomed, *(each.name for each in kept[: -wanted.keep] if each.name not in spared)):
         try:
-            await storage.drop_snapshot(snapshot.name)
+            await storage.drop_snapshot(name)
         except StorageError as error:
-            logger.warning("an old snapshot stays", snapshot=snapshot.name, error=str(error))
+            logger.warning("an old snapshot stays", snapshot=name, error=str(error))
         else:
-            logger.info("snapshot dropped", snapshot=snapshot.name)
+            logger.info("snapshot dropped", snapshot=name)
     return wanted.interval - age
 
 

@@ -94,6 +94,7 @@ class Pump:
             for each in (moving, leaving):
                 each.cancel()
             await asyncio.gather(moving, leaving, return_exceptions=True)
+            self.sending.moved = self.transfer.bytes
 
     @property
     def _patience(self) -> float:

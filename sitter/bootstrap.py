@@ -168,6 +168,9 @@ class Restore:
                     await before_adopt()
                     isolated = await receiving.adopt(prefix)
         except (StorageError, SourceFailed) as error:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():  # what failed on the way out is no reason to try again
+                raise asyncio.CancelledError from error
             raise _TryFailed(str(error)) from error
         self._log.info(
             "restored",

@@ -212,19 +212,28 @@ class Transitions:
         self._on_change()
 
     async def _tidy_up(self) -> None:
-        """Destroy what restores have left, the data that they replaced included, once this peer is ready without."""
+        """Destroy what restores have left, the data that they replaced included, once this peer is ready without.
+
+        Tried again until nothing is left. The storage says what stays, and why, when that is news.
+        """
+        problem = None
         while True:
             await self.ready.wait()
             try:
-                await self.storage.clear_leftovers(resumable=True)
+                left = await self.storage.clear_leftovers(resumable=True)
                 dropped = await self.storage.drop_isolated(self._settings.storage.keep_isolated)
             except Exception as error:  # noqa: BLE001 - no leftover is worth a PostgreSQL that serves
-                self._log.warning("what restores have left stays for now", reason=str(error) or repr(error))
-                await asyncio.sleep(TIDY_INTERVAL)
-                continue
-            if dropped:
-                self._log.info("destroyed data that restores had replaced", count=dropped)
-            return
+                reason = str(error) or repr(error)
+                if reason != problem:
+                    self._log.warning("what restores have left stays for now", reason=reason)
+                problem = reason
+            else:
+                problem = None
+                if dropped.count:
+                    self._log.info("destroyed data that restores had replaced", count=dropped.count)
+                if not (left or dropped.stay):
+                    return
+            await asyncio.sleep(TIDY_INTERVAL)
 
     async def _keep_right(self) -> None:
         """See to it that what PostgreSQL was told stays in force, and that no standby lags for want of a restart."""

@@ -30,6 +30,7 @@ from manatee.storage.errors import (
 )
 
 __all__ = [
+    "Dropped",
     "Identity",
     "NoDatabase",
     "NoSpace",
@@ -59,6 +60,19 @@ class Snapshot:
     """Bytes that it alone holds, where the driver knows."""
     shared_with: str | None = None
     """The id of another peer that has it, too: what each has changed since is all that a restore has to move."""
+    resumable_until: float | None = None
+    """Of one that was taken for a stream which has not come to its end, and for nothing else: seconds since the epoch
+    until which that may be gone on with."""
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """What has become of the data that were isolated."""
+
+    count: int = 0
+    """How many were destroyed."""
+    stay: Mapping[str, str] = field(default_factory=dict)
+    """Those that could not be, and why."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +92,9 @@ class Offer:
 
 class Sending(Protocol):
     """A snapshot on its way out."""
+
+    moved: int
+    """Bytes that were read of it. Whoever reads says so: of a stream that is cut they tell whether to go on with it."""
 
     @property
     def offer(self) -> Offer: ...
@@ -171,11 +188,13 @@ class Storage(Protocol):
         them: the next restore is a full one.
         """
 
-    async def drop_isolated(self, keep: int) -> int:
-        """Destroy what was isolated, all but the newest `keep`; how many were destroyed."""
+    async def drop_isolated(self, keep: int) -> Dropped:
+        """Destroy what was isolated, all but the newest `keep`, and as far as nobody else needs it."""
 
     async def clear_leftovers(self, *, resumable: bool = False) -> int:
         """Destroy what transfers that were cut short have left; how many there were. None may be running.
+
+        What something of the operator's depends on stays, with a warning, and is counted.
 
         What the next restore can go on from stays, unless `resumable`: then that goes, too.
         """

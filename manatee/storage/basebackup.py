@@ -24,7 +24,7 @@ from pathlib import Path
 import structlog
 
 from manatee.config import Settings
-from manatee.storage import Offer, Receiving, Sending, Snapshot, datadir, localserver, pipe, untar
+from manatee.storage import Dropped, Offer, Receiving, Sending, Snapshot, datadir, localserver, pipe, untar
 from manatee.storage.child import Account, Child, account, running
 from manatee.storage.datadir import Identity
 from manatee.storage.errors import NoDatabase, NoSpace, NotServing, ReceiveFailed, SendFailed, StorageError
@@ -110,12 +110,12 @@ class BaseBackup:
         await self.clear_leftovers()
         return await asyncio.to_thread(_isolate, self.data_dir, prefix, self._user)
 
-    async def drop_isolated(self, keep: int) -> int:
-        def drop() -> int:
+    async def drop_isolated(self, keep: int) -> Dropped:
+        def drop() -> Dropped:
             ours = (path for path in _entries(self._directory / _ISOLATED_IN) if _ISOLATED.fullmatch(path.name))
             kept = sorted(ours, key=lambda path: path.name[-13:])
             old = kept[: max(0, len(kept) - keep)]
-            return sum(_destroy(path, self._directory) for path in old)
+            return Dropped(sum(_destroy(path, self._directory) for path in old))
 
         return await asyncio.to_thread(drop)
 
@@ -209,6 +209,7 @@ class _SendingTar:
     def __init__(self, offer: Offer, fd: int, child: Child, timeout: float) -> None:
         self.offer = offer
         self.fd = fd
+        self.moved = 0
         self._child = child
         self._timeout = timeout
 

@@ -19,6 +19,7 @@ from demo.zookeeper import ZooKeeperServer
 from manatee.cluster import ClusterState, Peer, PeerStatus
 from manatee.config import Settings, ZooKeeper, load
 from manatee.coordination import Conflict, Coordination
+from manatee.storage import Dropped
 from tests.admin.shapes import peer
 from tests.admin.stage import PEERS, REPOSITORY, Coordinated, Run, environment, manatee_adm, state_of_chain, until
 
@@ -210,6 +211,18 @@ async def test_a_deposed_peer_is_rebuilt_step_by_step(local: Local) -> None:
     assert (state.generation, state.frozen, state.document()["kept"]) == (1, True, "as it is")
     assert state.deposed == ()
     assert [each.id for each in state.asyncs] == [ME.id]
+
+
+async def test_what_was_set_aside_and_cannot_be_destroyed_yet_is_named(
+    local: Local, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def drop_isolated(*_: object) -> Dropped:
+        return Dropped(0, {"tank/pg1/isolated/rebuild-1700000000001": "somebody's clone depends on it"})
+
+    monkeypatch.setattr("manatee.storage.basebackup.BaseBackup.drop_isolated", drop_isolated)
+    run = await local.rebuild("-y")
+    assert run.status == 0, run
+    assert "tank/pg1/isolated/rebuild-1700000000001 stays for now, and takes space: somebody's clone" in run.out
 
 
 def steps(out: str) -> list[str]:

@@ -43,6 +43,7 @@ class Sender:
     """What belongs to a stream cannot be tidied up, and that takes until `go_on` is set."""
     offer: Offer = field(init=False)
     fd: int = -1
+    moved: int = 0
     checks_itself: bool = True
     driver: str = "plain"
     wanted: Mapping[str, str] = field(default_factory=dict)
@@ -59,9 +60,11 @@ class Sender:
         os.set_blocking(fd, False)
         task = asyncio.create_task(asyncio.to_thread(self._fill, write))
         self.running += 1
+        stream = replace(self, fd=fd)
         try:
-            yield replace(self, fd=fd)
+            yield stream
         finally:
+            self.moved = stream.moved
             os.close(fd)
             if self.untidy:
                 await asyncio.to_thread(self.go_on.wait)

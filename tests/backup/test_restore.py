@@ -107,7 +107,7 @@ async def test_the_old_data_are_live_until_the_new_are_complete_and_kept_after(s
     rebuilt.stop()
     await storage.isolate("again")
     (rebuilt.root / "db" / "isolated" / "of the operator").mkdir()
-    assert await storage.drop_isolated(1) == 1
+    assert (await storage.drop_isolated(1)).count == 1
     assert {path.name.split("-")[0] for path in (rebuilt.root / "db" / "isolated").iterdir()} == {
         "again",
         "of the operator",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import cast
 
 import pytest
@@ -37,6 +38,20 @@ class Kept:
         if name in self.in_use:
             raise StorageError("in use")
         self.kept = [snapshot for snapshot in self.kept if snapshot.name != name]
+
+
+async def test_what_a_cut_stream_may_go_on_with_takes_no_periodic_ones_place_and_goes_when_its_time_is_over(
+    sandbox: Sandbox, any_postgresql: Installation
+) -> None:
+    kept = Kept(*(hours * HOUR for hours in range(24, 0, -1)))
+    now = time.time()
+    kept.kept += [replace(_taken(age), resumable_until=now + until) for age, until in ((20, -10), (10, 10), (5, 10))]
+    periodic, (late, *cut) = kept.kept[1:24], [each.name for each in kept.kept[24:]]
+    await look(cast(Storage, kept), sandbox.peer(any_postgresql).settings, cast(Logger, structlog.get_logger()))
+    assert kept.kept[:23] == periodic
+    assert [each.name for each in kept.kept[23:25]] == cut
+    assert len(kept.kept) == 26
+    assert late not in {each.name for each in kept.kept}
 
 
 def _taken(age: float) -> Snapshot:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import io
 import tarfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import pytest
+import structlog
 from aiohttp import web
 
 from demo.postgresql import Installation
 from manatee.cluster import Peer as Identity
-from manatee.storage import datadir
-from sitter.bootstrap import RestoreFailed
+from manatee.storage import Storage, StorageError, datadir
+from sitter.bootstrap import Restore, RestoreFailed
 from tests.backup.attempt import Attempt
 from tests.backup.sandbox import Peer, Sandbox, new_address
 
@@ -99,6 +101,47 @@ async def serving(source: Source) -> AsyncIterator[Identity]:
 @pytest.fixture
 def peer(sandbox: Sandbox, any_postgresql: Installation) -> Peer:
     return sandbox.peer(any_postgresql)
+
+
+class Unwilling:
+    """A storage of which what is left of a restore cannot be tidied up."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+
+    async def clear_leftovers(self) -> int:
+        return 0
+
+    async def related(self) -> frozenset[str]:
+        return frozenset()
+
+    async def wanted(self) -> dict[str, str]:
+        again = self.asked.is_set()
+        self.asked.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            if not again:
+                raise StorageError("cannot unmount: device is busy")
+        return {}
+
+
+async def test_a_cancelled_restore_ends_whatever_fails_on_the_way_out(peer: Peer) -> None:
+    async def nothing() -> None:
+        pass
+
+    storage = Unwilling()
+    restore = Restore(peer.settings, cast(Storage, storage), structlog.get_logger())
+    identity = peer.settings.identity
+    attempt = restore.run([identity], major_version="15", system_identifier=None, before_adopt=nothing)
+    running = asyncio.create_task(attempt)
+    await storage.asked.wait()
+    running.cancel()
+    ended, _ = await asyncio.wait([running], timeout=5)
+    running.cancel()
+    assert ended
+    with pytest.raises(asyncio.CancelledError):
+        await running
 
 
 async def run(peer: Peer, source: Source, **options: Any) -> Attempt:

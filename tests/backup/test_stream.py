@@ -128,6 +128,7 @@ async def test_a_sender_that_stands_still_is_given_up_by_both(impatient: Peer) -
         async with asyncio.timeout(10):
             while sender.running:
                 await asyncio.sleep(0.01)
+    assert sender.moved == 1 << 20  # its storage is told, to know whether the receiver can go on with it
 
 
 async def test_a_receiver_that_stands_still_is_given_up_by_both(impatient: Peer) -> None:

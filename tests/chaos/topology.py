@@ -27,7 +27,8 @@ Pair = tuple[str, str]
 Verdict = Literal["drop", "refuse", "refuse services"]
 _RULES: Mapping[Verdict, str] = {
     "drop": "ip saddr {{ {} }} drop; ",
-    "refuse": "ip saddr {{ {} }} meta l4proto tcp reject with tcp reset; ",
+    # But for what is refused itself: two that refuse each other hear so.
+    "refuse": "ip saddr {{ {} }} tcp flags & rst == 0 reject with tcp reset; ",
     "refuse services": "ip saddr {{ {} }} tcp dport {{ 5432, 5433, 12345 }} reject with tcp reset; ",
 }
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 import structlog
+from structlog.testing import capture_logs
 
 from manatee.lsn import Lsn
+from manatee.storage import Dropped
 from sitter.postgres import tail
 from sitter.postgres.errors import Hung, PostgresError
 from sitter.transitions import Transitions
@@ -153,17 +156,51 @@ async def test_leftovers_end_no_postgresql(monkeypatch: pytest.MonkeyPatch) -> N
             if len(tried) == 1:
                 raise ValueError("unheard of")
 
-        async def drop_isolated(self, keep: int) -> int:
-            return 0
+        async def drop_isolated(self, keep: int) -> Dropped:
+            return Dropped()
 
+    await asyncio.wait_for(tidying(Leftovers(), monkeypatch), 30)
+    assert len(tried) == 2
+
+
+async def test_what_cannot_be_destroyed_yet_is_tried_again_and_complained_of_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Somebody's clone may be gone the next minute, and what depends on it may be as large as all of the data."""
+    stays, failed = Dropped(0, {"tank/a": "held"}), OSError("busy")
+    rounds: list[tuple[int, Dropped | OSError]] = [
+        (0, failed),
+        (0, failed),
+        (1, Dropped()),
+        (0, stays),
+        (0, Dropped(1)),
+    ]
+
+    class Leftovers:
+        async def clear_leftovers(self, **_: object) -> int:
+            return rounds[0][0]
+
+        async def drop_isolated(self, keep: int) -> Dropped:
+            done = rounds.pop(0)[1]
+            if isinstance(done, OSError):
+                raise done
+            return done
+
+    with capture_logs() as logs:
+        await asyncio.wait_for(tidying(Leftovers(), monkeypatch), 30)
+    assert [log["log_level"] for log in logs] == ["warning", "info"]
+    assert rounds == []
+
+
+def tidying(storage: object, monkeypatch: pytest.MonkeyPatch) -> Coroutine[Any, Any, None]:
+    """The ready peer's tidying up, without pauses."""
     settings = cast(Any, SimpleNamespace(storage=SimpleNamespace(keep_isolated=1)))
     unused = cast(Any, None)
     transitions = Transitions(settings, unused, unused, structlog.get_logger(), lambda: None)
-    transitions.replacement.__dict__["storage"] = Leftovers()
+    transitions.replacement.__dict__["storage"] = storage
     monkeypatch.setattr("sitter.transitions.TIDY_INTERVAL", 0.0)
     transitions.ready.set()
-    await asyncio.wait_for(transitions._tidy_up(), 30)
-    assert len(tried) == 2
+    return transitions._tidy_up()
 
 
 class Hanging(Running):

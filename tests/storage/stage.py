@@ -126,12 +126,11 @@ class Peer:
 
 async def move(source: Sending, target: Receiving, on_bytes: Callable[[int], None] = lambda _: None) -> int:
     """All bytes from the one to the other; how many."""
-    count = 0
     while chunk := await pipe.read(source.fd):
         await pipe.write(target.fd, chunk)
-        count += len(chunk)
-        on_bytes(count)
-    return count
+        source.moved += len(chunk)
+        on_bytes(source.moved)
+    return source.moved
 
 
 async def restore(source: Peer, target: Peer, *, on_bytes: Callable[[int], None] = lambda _: None) -> tuple[str, int]:

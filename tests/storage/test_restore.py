@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from demo import zfs
 from demo.directory import run_directory
 from demo.postgresql import Installation
 from manatee.storage import Identity, NoDatabase, NoSpace, Offer, ReceiveFailed, StorageError, UnsupportedLayout
+from manatee.storage.zfs import place, receiving
+from manatee.storage.zfs.command import zfs as run
+from manatee.storage.zfs.errors import Denied
+from manatee.storage.zfs.picture import Picture
 from tests.storage.conftest import NewPeer
 from tests.storage.stage import IDENTITY, Peer, nothing_is_left, restore, sent, take, take_bytes
 
@@ -47,7 +53,7 @@ async def test_only_the_difference_is_moved_and_what_diverged_is_gone(source: Pe
     async with nothing_is_left(source, target):
         form, moved = await restore(source, target)
         assert len(target.datasets()) == 2
-        assert await target.storage.drop_isolated(0) == 1
+        assert (await target.storage.drop_isolated(0)).count == 1
     assert (form, moved < whole / 20) == ("increment", True)
     assert target.content() == source.content()
 
@@ -63,8 +69,36 @@ async def test_what_was_put_aside_is_built_upon_unless_that_is_not_wanted(source
         assert (await restore(source, target))[0] == "increment"
         await target.storage.isolate("rebuild", base=False)
         assert (await restore(source, target))[0] == "full"
-        assert await target.storage.drop_isolated(0) == 2
+        assert (await target.storage.drop_isolated(0)).count == 2
     assert target.content() == source.content()
+
+
+async def test_data_without_a_database_are_not_built_upon_either_if_that_is_not_wanted(
+    source: Peer, new_peer: NewPeer
+) -> None:
+    target = new_peer()
+    await restore(source, target)
+    (target.data / "global" / "pg_control").unlink()
+    assert await target.storage.isolate("rebuild", base=False) is None
+    assert (await restore(source, target))[0] == "full"
+    assert (await restore(source, target))[0] == "increment"
+
+
+async def test_what_an_increment_that_was_cut_builds_on_is_built_upon_again(
+    source: Peer, new_peer: NewPeer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its sender's snapshot is gone. (Made by hand here: not every ZFS leaves anything of a stream that was cut.)"""
+    target = new_peer()
+    await restore(source, target)
+    (base,) = target.snapshots()
+    cut = f"{target.dataset}.restoring-1700000000001"
+    zfs.run("zfs", "clone", "-o", "mountpoint=none", "-o", "canmount=noauto", f"{target.dataset}@{base}", cut)
+    zfs.run("zfs", "promote", cut)
+    monkeypatch.setattr(Picture, "partial", property(lambda seen: seen.found.get(cut)))
+    async with nothing_is_left(source, target):
+        assert (await restore(source, target))[0] == "increment"
+        await target.storage.drop_isolated(0)
+    assert base in target.snapshots()
 
 
 async def test_two_peers_that_were_restored_from_a_third_can_both_be_rebuilt_from_it(
@@ -85,7 +119,7 @@ async def test_the_old_data_are_kept_as_many_as_wanted(source: Peer, new_peer: N
         await restore(source, target)
     kept = [name for name in target.datasets() if name.startswith("isolated/")]
     assert len(kept) == 3
-    assert await target.storage.drop_isolated(2) == 1
+    assert (await target.storage.drop_isolated(2)).count == 1
     assert target.datasets() == [*kept[1:], "manatee"]
     assert target.get("mountpoint", f"{target.parent}/{kept[2]}") == "none"
     async with nothing_is_left(target):
@@ -101,6 +135,35 @@ async def test_properties_that_an_operator_has_set_outlive_a_restore(source: Pee
     assert target.get("recordsize") == "16384"
     assert target.get("com.example:owner") == "dba"
     assert target.get("quota") == str(500 << 20)
+
+
+@pytest.mark.parametrize("form", ["full", "increment"])
+async def test_a_property_that_may_not_be_set_is_not_carried_over_and_the_others_are(
+    source: Peer, new_peer: NewPeer, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    """A command is refused as a whole that would set one which was not delegated."""
+    target = new_peer()
+    if form == "full":
+        await target.fill()
+    else:
+        await restore(source, target)
+    properties = ("recordsize=16384", "checksum=sha256", "copies=2", "com.example:owner=dba")
+    for each in properties:
+        zfs.run("zfs", "set", each, target.dataset)
+
+    async def refuse(*arguments: str, **options: Any) -> str:
+        if any(word.startswith(("checksum=", "copies=")) for word in arguments):
+            raise Denied("permission denied")
+        return await run(*arguments, **options)
+
+    for module in (place, receiving):
+        monkeypatch.setattr(module, "zfs", refuse)
+    with capture_logs() as logs:
+        assert (await restore(source, target))[0] == form
+    assert (target.get("recordsize"), target.get("com.example:owner")) == ("16384", "dba")
+    assert (target.get("checksum"), target.get("copies")) != ("sha256", "2")
+    (refused,) = [log["refused"] for log in logs if log["event"] == "properties were not carried over"]
+    assert sorted(refused) == ["checksum", "copies"]
 
 
 async def test_unsuitable_properties_are_reported_and_left(source: Peer) -> None:
@@ -206,7 +269,7 @@ async def test_what_is_not_manatees_stays(source: Peer, new_peer: NewPeer) -> No
     zfs.run("zfs", "release", "mine", f"{target.parent}/{held}@1700000000009")
     zfs.run("zfs", "destroy", f"{target.parent}/{named}@before-upgrade")
     zfs.run("zfs", "destroy", f"{target.parent}/look")
-    assert await target.storage.drop_isolated(0) == 3
+    assert (await target.storage.drop_isolated(0)).count == 3
     assert target.content() == source.content()
 
 

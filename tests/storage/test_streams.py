@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,10 +15,21 @@ import pytest
 
 from demo import zfs
 from manatee.storage import Offer, ReceiveFailed, StorageError, pipe
+from manatee.storage.zfs import receiving
+from manatee.storage.zfs.command import zfs as run
+from manatee.storage.zfs.driver import WORTH_RESUMING
+from manatee.storage.zfs.errors import Busy
+from manatee.storage.zfs.receiving import Receiving
 from tests.storage.conftest import NewPeer
 from tests.storage.stage import IDENTITY, Peer, eventually, nothing_is_left, restore, streams, take_bytes
 
 _REPOSITORY = Path(__file__).parents[2]
+ONE, ANOTHER = "10.0.0.1:5432:12345", "10.0.0.2:5432:12345"
+
+
+def resuming(peer: str) -> dict[str, str]:
+    """What a peer wants that can go on with a stream that was cut."""
+    return {"peer": peer, "resumable": "yes"}
 
 
 @pytest.fixture
@@ -47,6 +60,33 @@ async def test_a_stream_that_is_cut_is_not_taken_for_a_whole_one(source: Peer, n
     assert target.content() == before
 
 
+async def test_a_restore_that_is_cancelled_ends_although_unmounting_fails(
+    source: Peer, new_peer: NewPeer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = await new_peer().fill()
+    before, looking = target.content(), threading.Event()
+
+    async def refuse(*arguments: str) -> str:
+        if arguments[0] == "unmount":
+            raise Busy("cannot unmount: device is busy")
+        return await run(*arguments)
+
+    def look(self: Receiving) -> None:
+        looking.set()
+        assert self._given_up.wait(60)
+
+    monkeypatch.setattr(receiving, "zfs", refuse)
+    monkeypatch.setattr(Receiving, "_finish", look)
+    async with nothing_is_left(source, target):
+        restoring = asyncio.create_task(restore(source, target))
+        await asyncio.to_thread(looking.wait, 60)
+        restoring.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await restoring
+        await target.storage.clear_leftovers()
+    assert target.content() == before
+
+
 async def test_garbage_is_refused_and_the_next_is_asked_for_plainly(source: Peer, new_peer: NewPeer) -> None:
     target = new_peer()
     await restore(source, target)
@@ -64,8 +104,9 @@ async def test_garbage_is_refused_and_the_next_is_asked_for_plainly(source: Peer
 
 async def test_a_snapshot_is_held_while_it_is_sent_and_not_after(source: Peer) -> None:
     async with nothing_is_left(source):
-        async with source.storage.send({"resumable": "yes"}) as sending:
+        async with source.storage.send(resuming(ONE)) as sending:
             taken = sending.offer.snapshot
+            sending.moved = WORTH_RESUMING
             with pytest.raises(StorageError, match="held"):
                 await source.storage.drop_snapshot(taken)
             assert await source.storage.release_stale() == 0
@@ -75,6 +116,34 @@ async def test_a_snapshot_is_held_while_it_is_sent_and_not_after(source: Peer) -
         zfs.run("zfs", "set", f"manatee:kept-until={time.time() - 1:.0f}", f"{source.dataset}@{taken}")
         await source.storage.drop_snapshot(taken)
     assert source.snapshots() == []
+
+
+async def test_of_streams_that_were_cut_one_is_kept_for_each_peer_if_much_of_it_was_moved(source: Peer) -> None:
+    """A peer that is refused again and again, or has no space, must not fill the source with snapshots."""
+
+    async def cut(peer: str, moved: int) -> str:
+        async with source.storage.send(resuming(peer)) as sending:
+            sending.moved = moved
+        return sending.offer.snapshot
+
+    await cut(ONE, WORTH_RESUMING - 1)
+    assert source.snapshots() == []
+    shared = (await source.storage.take_snapshot()).name
+    for name in ("manatee:taken-for", "manatee:shared-with"):
+        zfs.run("zfs", "set", f"{name}={ONE}", f"{source.dataset}@{shared}")
+    first, other, second = [await cut(peer, WORTH_RESUMING) for peer in (ONE, ANOTHER, ONE)]
+    assert source.snapshots() == [shared, other, second]
+    kept = {each.name: each.resumable_until for each in await source.storage.snapshots()}
+    assert kept == {
+        shared: None,
+        other: pytest.approx(time.time() + 3600, abs=60),
+        second: pytest.approx(kept[other], abs=60),
+    }
+    assert first not in kept
+    guid = source.get("guid", f"{source.dataset}@{second}")
+    async with source.storage.send({**resuming(ONE), "guids": guid}) as sending:
+        assert sending.offer.detail["form"] == "increment"  # it has arrived, although that was not heard here
+        assert (await source.storage.snapshots())[-1].resumable_until == math.inf
 
 
 async def test_what_a_difference_builds_on_is_held_as_well(source: Peer) -> None:
@@ -94,7 +163,8 @@ from manatee.config import load
 from manatee.storage import open_storage
 
 async def main():
-    async with open_storage(load(sys.argv[1])).send({"resumable": "yes"}) as sending:
+    wanted = {"resumable": "yes", "peer": "10.0.0.1:5432:12345"}
+    async with open_storage(load(sys.argv[1])).send(wanted) as sending:
         os.kill(os.getpid(), signal.SIGKILL)
 
 asyncio.run(main())
@@ -114,7 +184,7 @@ async def test_what_a_killed_sender_held_is_released(source: Peer) -> None:
 
 
 async def test_a_hold_is_released_although_its_dataset_was_renamed(source: Peer) -> None:
-    async with source.storage.send({"resumable": "yes"}) as sending:
+    async with source.storage.send(resuming(ONE)) as sending:
         while await pipe.read(sending.fd):
             pass
         await sending.finished()

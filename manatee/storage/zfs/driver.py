@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
-import re
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -14,7 +14,7 @@ from pathlib import Path
 import structlog
 
 from manatee.config import Settings
-from manatee.storage import Offer, Sending, Snapshot, datadir
+from manatee.storage import Dropped, Offer, Sending, Snapshot, datadir
 from manatee.storage import Receiving as ReceivingProtocol
 from manatee.storage.child import account
 from manatee.storage.datadir import Identity
@@ -23,14 +23,26 @@ from manatee.storage.zfs import command, properties, receiving
 from manatee.storage.zfs.command import Dataset, zfs
 from manatee.storage.zfs.errors import Busy, HasClones, Missing, ZfsError
 from manatee.storage.zfs.interface import Interface, Option, Order, choose
-from manatee.storage.zfs.names import FROM, KEPT, SHARED, Names, is_own, new_name
+from manatee.storage.zfs.names import FROM, KEPT, SHARED, TAKEN_FOR, Names, is_own, new_name
 from manatee.storage.zfs.picture import Picture
 from manatee.storage.zfs.place import Place
 from manatee.storage.zfs.receiving import Target
-from manatee.storage.zfs.sending import base_for, guess, guess_difference, offered, options_for, read_token, sending
+from manatee.storage.zfs.sending import (
+    asking,
+    base_for,
+    guess,
+    guess_difference,
+    offered,
+    options_for,
+    read_token,
+    resumable,
+    sending,
+)
 
 KEPT_FOR = 3600.0
 """Seconds for which a receiver whose stream was cut can go on with it, whatever the snapshotter would drop."""
+WORTH_RESUMING = 16 << 20
+"""Bytes of a cut stream below which it is not kept: so much waits on the way, or in the receiving ZFS, and is lost."""
 MOST_GUIDS = 100
 """Snapshots that are told to a sender: they go into the address of a request."""
 
@@ -133,10 +145,9 @@ class Zfs:
         seen, live = await self._checked()
         identity = await asyncio.to_thread(datadir.identity, self.data_dir)
         order = await self._rest(wanted, seen, interface)
-        new = order is None
         if order is None:
             order = await self._fresh(wanted, seen, live, interface)
-        complete = False
+        moved, complete = 0, False
         try:
             seen = await self._place.look()
             if seen.live is None or order.snapshot not in seen.found:
@@ -145,12 +156,14 @@ class Zfs:
             async with interface.held(*needed):
                 offer = await self._offer(order, seen, seen.live, identity, interface)
                 async with sending(interface, order, offer, self._settings.backup.idle_timeout) as stream:
-                    yield stream
-                    complete = stream.complete
+                    try:
+                        yield stream
+                        complete = stream.complete
+                    finally:
+                        moved = stream.moved
         finally:
-            sent_to = wanted.get("peer", "") if complete else None
-            keep = not new or "resumable" in wanted
-            await asyncio.shield(asyncio.create_task(self._after(order, sent_to, keep=keep)))
+            keep = order.token is not None or (resumable(wanted) and moved >= WORTH_RESUMING)
+            await asyncio.shield(asyncio.create_task(self._after(order, wanted, complete=complete, keep=keep)))
 
     async def _rest(self, wanted: Mapping[str, str], seen: Picture, interface: Interface) -> Order | None:
         """The rest of a stream that was cut, if its snapshot is still here, and that which it builds on."""
@@ -167,11 +180,21 @@ class Zfs:
 
     async def _fresh(self, wanted: Mapping[str, str], seen: Picture, live: Dataset, interface: Interface) -> Order:
         """A snapshot of now, and what to send of it."""
+        await self._forget_cut(wanted, seen, interface)
         before = seen.snapshots(self._names.live)
         base = base_for(wanted, before)
         options = options_for(wanted, live, base, interface.options)
-        snapshot = await self._snapshot(before, interface, _kept() if "resumable" in wanted else {})
+        taken_for = {**_kept(), TAKEN_FOR: asking(wanted)} if resumable(wanted) else {}
+        snapshot = await self._snapshot(before, interface, taken_for)
         return Order(snapshot, base.name if base else None, options)
+
+    async def _forget_cut(self, wanted: Mapping[str, str], seen: Picture, interface: Interface) -> None:
+        """Who asks for a new stream goes on with none that was cut before. What has arrived all the same is a base."""
+        for each in seen.unfinished:
+            theirs = each.local(TAKEN_FOR) == asking(wanted) and base_for(wanted, [each]) is None
+            if theirs and not each.number("userrefs"):  # zfs-fuse would have us wait for the end of the stream
+                with contextlib.suppress(ZfsError):
+                    await interface.destroy_snapshot(each.name)
 
     async def _offer(
         self, order: Order, seen: Picture, live: Dataset, identity: Identity, interface: Interface
@@ -186,16 +209,16 @@ class Zfs:
         here = self._settings.identity.id
         return offered(order, identity, size, sent=sent, base=base, peer=here, encrypted=live.encrypted)
 
-    async def _after(self, order: Order, sent_to: str | None, *, keep: bool) -> None:
+    async def _after(self, order: Order, wanted: Mapping[str, str], *, complete: bool, keep: bool) -> None:
         """What was sent is what the two peers have in common; what was not, nobody has, unless it can be gone on with.
 
         Then it is kept for a while, with what it builds on: the snapshotter must not take it meanwhile.
         """
         with contextlib.suppress(ZfsError):
-            if sent_to is not None:
-                if re.fullmatch(r"[0-9A-Za-z.:]{1,100}", sent_to):
-                    await zfs("set", f"{SHARED}={sent_to}", order.snapshot)
-                if keep:
+            if complete:
+                if peer := asking(wanted):
+                    await zfs("set", f"{SHARED}={peer}", order.snapshot)
+                if order.token is not None or resumable(wanted):
                     await zfs("inherit", KEPT, order.snapshot)
             elif keep:
                 for snapshot in filter(None, (order.base, order.snapshot)):
@@ -321,9 +344,9 @@ class Zfs:
             await self._place.forbid_bases(seen)
         if seen.live is None or not await asyncio.to_thread(datadir.has_database, self.data_dir):
             return None
-        return Path(await self._place.isolate(seen, prefix, base=base))
+        return Path(await self._place.isolate(seen, prefix))
 
-    async def drop_isolated(self, keep: int) -> int:
+    async def drop_isolated(self, keep: int) -> Dropped:
         return await self._place.drop_isolated(keep)
 
     async def clear_leftovers(self, *, resumable: bool = False) -> int:
@@ -335,10 +358,16 @@ class Zfs:
         return cleared
 
     async def snapshots(self) -> Sequence[Snapshot]:
-        found = (await self._place.look()).snapshots(self._names.live)
+        seen = await self._place.look()
+        until = {
+            each.name: math.inf if each.number("userrefs") else float(each.number(KEPT))  # held: it is being sent
+            for each in seen.unfinished
+        }
         return [
-            Snapshot(each.snapshot, int(each.snapshot) / 1000, each.number("used"), each.local(SHARED))
-            for each in found
+            Snapshot(
+                each.snapshot, int(each.snapshot) / 1000, each.number("used"), each.local(SHARED), until.get(each.name)
+            )
+            for each in seen.snapshots(self._names.live)
             if is_own(each.snapshot)
         ]
 
@@ -367,9 +396,18 @@ class Zfs:
             raise StorageError(f"{name} was cloned: {error}") from error
 
     async def _snapshot(self, before: Sequence[Dataset], interface: Interface, properties: Mapping[str, str]) -> str:
+        """Its full name. Raises NoDatabase, UnsupportedLayout if the data have ceased to be whole meanwhile."""
         own = [each.snapshot for each in before if is_own(each.snapshot)]
         name = f"{self._names.live}@{new_name(max(own, default=None))}"
         await interface.snapshot(name, properties)
+        try:
+            await asyncio.to_thread(datadir.check_whole, self._settings)
+        except StorageError:
+            try:
+                await interface.destroy_snapshot(name)
+            except ZfsError as error:
+                self._log.warning("a snapshot that holds no database stays", snapshot=name, reason=str(error))
+            raise
         return name
 
 

@@ -23,6 +23,8 @@ SHARED = "manatee:shared-with"
 """User property of a snapshot that another peer has, too: that peer's id."""
 KEPT = "manatee:kept-until"
 """User property of a snapshot whose stream was cut: seconds since the epoch until which it may be gone on with."""
+TAKEN_FOR = "manatee:taken-for"
+"""User property of a snapshot that was taken for a stream which may be gone on with: the id of the peer that asked."""
 FROM = "manatee:from"
 """User property of what is, or was, received: the id of the peer that sent it."""
 

@@ -9,14 +9,14 @@ from functools import cached_property
 from manatee.storage.errors import StorageError, UnsupportedLayout
 from manatee.storage.zfs import command
 from manatee.storage.zfs.command import Dataset
-from manatee.storage.zfs.names import ADOPTING, FROM, KEPT, NO_BASE, OF, SHARED, Names, is_own
+from manatee.storage.zfs.names import ADOPTING, FROM, KEPT, NO_BASE, OF, SHARED, TAKEN_FOR, Names, is_own
 from manatee.storage.zfs.properties import ADVISED
 
 _PROPERTIES = (
     *("guid", "mounted", "mountpoint", "origin", "available", "used", "referenced", "compressratio", "creation"),
     *("createtxg", "userrefs", "reservation", "refreservation", "receive_resume_token"),
     *("encryption", "encryptionroot", "keystatus", "keylocation", "ivsetguid"),
-    *(*ADVISED, OF, ADOPTING, NO_BASE, FROM, SHARED, KEPT),
+    *(*ADVISED, OF, ADOPTING, NO_BASE, FROM, SHARED, KEPT, TAKEN_FOR),
 )
 _DEPTH = 3
 """`<parent>/isolated/<dataset>@<snapshot>`."""
@@ -69,14 +69,23 @@ class Picture:
         found = [each for each in self._all() if each.name.startswith(f"{dataset}@")]
         return sorted(found, key=lambda each: (each.number("createtxg"), each.number("creation"), each.name))
 
+    @property
+    def unfinished(self) -> list[Dataset]:
+        """Our own snapshots that were taken for a stream which has not come to its end, and may be gone on with."""
+        found = (each for each in self.snapshots(self.names.live) if is_own(each.snapshot))
+        return [each for each in found if each.local(TAKEN_FOR) and not each.local(SHARED)]
+
     def bases(self) -> list[Dataset]:
         """Our own snapshots that a difference may build on, the newest first.
 
         Not those of live data that have a key of their own: it would go to what is promoted over them, and ZFS renames
         nothing away from the dataset that has its key (`dsl_dir_rename_crypt_check`). Put aside, they may be.
+
+        An increment that was cut has those that it builds on; destroyed, it gives them back to whom they came from.
         """
         live = self.live if self.live is not None and self.live["encryptionroot"] != self.live.name else None
-        holders = [each for each in (live, *self.isolated) if each is not None and not each.local(NO_BASE)]
+        possible = (live, self.partial, *self.isolated)
+        holders = [each for each in possible if each is not None and not each.local(NO_BASE)]
         found = [each for holder in holders for each in self.snapshots(holder.name) if is_own(each.snapshot)]
         return sorted(found, key=lambda each: each.snapshot, reverse=True)
 

@@ -13,10 +13,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from manatee.log import Logger
+from manatee.storage import Dropped
 from manatee.storage.child import Account
 from manatee.storage.errors import StorageError
 from manatee.storage.zfs import command, picture
@@ -35,6 +36,8 @@ class Place:
         self.directory = directory
         self._owner = owner
         self._log = log
+        self._staying: dict[str, str] = {}
+        """What could not be destroyed so far, and why."""
 
     # --- Looking ------------------------------------------------------------------------------------------------
 
@@ -66,14 +69,21 @@ class Place:
     async def create(self, seen: Picture) -> None:
         """A new dataset, mounted; with what suits a database where the operator has said nothing above it."""
         await self._check_free(self.names.live)
-        suitable = await self.suitable(seen)
-        await self.create_unmounted(self.names.live, {**suitable, "mountpoint": str(self.directory)})
-        self._log.info("dataset created", dataset=self.names.live, properties=suitable)
+        await self.create_unmounted(self.names.live, {"mountpoint": str(self.directory)}, seen)
+        self._log.info("dataset created", dataset=self.names.live)
         await self.mount_at(self.names.live, self.directory)
 
-    async def create_unmounted(self, dataset: str, options: Mapping[str, str]) -> None:
-        wanted = {"canmount": "noauto", **options}
-        await zfs("create", *(word for name, value in wanted.items() for word in ("-o", f"{name}={value}")), dataset)
+    async def create_unmounted(
+        self, dataset: str, options: Mapping[str, str], seen: Picture, *, origin: str | None = None
+    ) -> None:
+        """A new dataset, or a clone of the snapshot `origin`: with these options, and as far as may be what suits it.
+
+        One property that is not permitted makes the whole command fail: only those that it cannot do without are in it.
+        """
+        essential = {"canmount": "noauto", **options}
+        words = [word for name, value in essential.items() for word in ("-o", f"{name}={value}")]
+        await zfs(*(["create", *words] if origin is None else ["clone", *words, origin]), dataset)
+        await self.dress(dataset, await self.suitable(seen))
 
     async def suitable(self, seen: Picture) -> dict[str, str]:
         """The properties of a new dataset: those of the one that it follows, else what suits a database."""
@@ -131,7 +141,7 @@ class Place:
         """Make the complete, unmounted dataset the live one; the name under which the old one is kept, if there was."""
         await zfs("set", f"{ADOPTING}={prefix}", complete)
         seen = await self.look()
-        old = await self._make_way(seen, prefix, base=True) if seen.live is not None else None
+        old = await self._make_way(seen, prefix) if seen.live is not None else None
         try:
             await self._take_name(seen.found[complete])
         except ZfsError as error:
@@ -151,13 +161,13 @@ class Place:
             raise Missing(f"{self.names.live} is gone: somebody has destroyed or renamed it")
         await self.mount(live)
 
-    async def isolate(self, seen: Picture, prefix: str, *, base: bool = True) -> str:
+    async def isolate(self, seen: Picture, prefix: str) -> str:
         """Put the live dataset aside; under which name. Raises Busy if it is in use, UnsupportedLayout."""
-        target = await self._make_way(seen, prefix, base=base)
+        target = await self._make_way(seen, prefix)
         await self._retire(target, seen.found[self.names.live])
         return target
 
-    async def _make_way(self, seen: Picture, prefix: str, *, base: bool) -> str:
+    async def _make_way(self, seen: Picture, prefix: str) -> str:
         seen.check_alone()
         live = self.names.live
         target = self.names.new_isolated(prefix)
@@ -167,15 +177,14 @@ class Place:
         await self._unmount(seen.found[live])
         if seen.found[live].local(OF) != live:
             await zfs("set", f"{OF}={live}", live)
-        if not base:
-            await zfs("set", f"{NO_BASE}=yes", live)
         await zfs("rename", live, target)
         return target
 
     async def forbid_bases(self, seen: Picture) -> None:
-        """Nothing that was isolated so far is built upon."""
-        for each in seen.isolated:
-            await zfs("set", f"{NO_BASE}=yes", each.name)
+        """Nothing of what is live or isolated now is built upon."""
+        for each in (seen.live, *seen.isolated):
+            if each is not None:
+                await zfs("set", f"{NO_BASE}=yes", each.name)
 
     async def _retire(self, isolated: str, as_it_was: Dataset) -> None:
         """It must neither reserve space nor be mounted over the live dataset; the mountpoint tells what is done."""
@@ -222,41 +231,54 @@ class Place:
             await zfs("destroy", "-r", dataset)
 
     async def clear(self, seen: Picture, *, spare: str | None = None) -> int:
-        """Destroy what is being received, all but `spare` and what is to become live; how many there were."""
+        """Destroy what is being received, all but `spare` and what is to become live; how many there were.
+
+        What cannot go stays, with a warning, and nothing is kept waiting for it. It never becomes live by itself.
+        """
         spared = (spare, seen.adopting.name if seen.adopting else None)
-        doomed = [each.name for each in seen.restoring if each.name not in spared]
-        for name in doomed:
-            await self.destroy(name)
+        doomed = [each for each in seen.restoring if each.name not in spared]
+        for stays in await self._destroy_each([each.name for each in doomed]):
+            if seen.found[stays].local(ADOPTING):
+                await zfs("inherit", ADOPTING, stays)
         for each in seen.isolated:
             if each["mountpoint"] == str(self.directory):
                 await self._retire(each.name, each)  # cut short after the rename
         return len(doomed)
 
-    async def drop_isolated(self, keep: int) -> int:
+    async def drop_isolated(self, keep: int) -> Dropped:
         """Destroy what was put aside, all but the newest `keep`. What cannot go stays, with a warning."""
         found = (await self.look()).isolated
-        dropped = 0
-        for each in found[: max(0, len(found) - keep)]:
+        doomed = [each.name for each in found[: max(0, len(found) - keep)]]
+        stay = await self._destroy_each(doomed)
+        return Dropped(len(doomed) - len(stay), stay)
+
+    async def _destroy_each(self, datasets: Sequence[str]) -> dict[str, str]:
+        """Which of them stay, and why; a warning of each of these when that is news."""
+        stay = {}
+        for name in datasets:
             try:
-                await self.destroy(each.name)
-                dropped += 1
+                await self.destroy(name)
             except StorageError as error:
-                what = "somebody's clone depends on it" if isinstance(error, HasClones) else str(error)
-                self._log.warning("what was isolated stays", dataset=each.name, reason=what)
-        return dropped
+                if await command.get(name, ()) is None:  # another process was faster
+                    continue
+                stay[name] = "somebody's clone depends on it" if isinstance(error, HasClones) else str(error)
+                if self._staying.get(name) != stay[name]:
+                    self._log.warning("what a restore has left stays", dataset=name, reason=stay[name])
+                self._staying[name] = stay[name]
+        return stay
 
     # --- Properties ---------------------------------------------------------------------------------------------
 
     async def dress(self, dataset: str, properties: Mapping[str, str]) -> None:
-        """Set properties one by one, where they are not set; one that cannot be set here is no reason to fail."""
-        there = await command.local(dataset)
+        """Set properties one by one; one that cannot be set here is no reason to fail."""
+        refused = {}
         for name, value in properties.items():
-            if there.get(name) == value:
-                continue
             try:
                 await zfs("set", f"{name}={value}", dataset)
             except ZfsError as error:
-                self._log.warning("a property was not carried over", dataset=dataset, property=name, reason=str(error))
+                refused[name] = str(error)
+        if refused:
+            self._log.warning("properties were not carried over", dataset=dataset, refused=refused)
 
     def own_directory(self) -> None:
         """The root of the new dataset is PostgreSQL's, as `initdb` and PostgreSQL expect."""

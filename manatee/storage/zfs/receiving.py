@@ -12,17 +12,19 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+import structlog
 
 from manatee.storage import Offer, datadir, pipe
 from manatee.storage.child import Account
 from manatee.storage.datadir import Identity
 from manatee.storage.errors import NoDatabase, NoSpace, ReceiveFailed, StorageError
 from manatee.storage.zfs import command
-from manatee.storage.zfs.command import zfs
+from manatee.storage.zfs.command import Dataset, zfs
 from manatee.storage.zfs.errors import ZfsError
 from manatee.storage.zfs.interface import Interface, Moving
 from manatee.storage.zfs.names import FROM, OF, SHARED
@@ -102,15 +104,32 @@ class Receiving:
             raise ReceiveFailed(f"{target} is gone: somebody has destroyed it")
         if (found["canmount"], found["mountpoint"]) != ("noauto", str(self._scratch)) or not found.readable:
             await self._dress()
-        await place.mount_at(target, self._scratch)
-        try:
+        async with self._mounted():
             here = await asyncio.to_thread(self._finish)
-        finally:
-            await asyncio.shield(asyncio.create_task(zfs("unmount", target)))
         await zfs("set", f"mountpoint={place.directory}", target)
         if self._sender:
             await zfs("set", f"{SHARED}={self._sender}", f"{target}@{self._offer.snapshot}")
         return here
+
+    @asynccontextmanager
+    async def _mounted(self) -> AsyncIterator[None]:
+        """It is mounted for the block. What ends the block is not replaced by an unmount that fails after it."""
+        await self._place.mount_at(self._target, self._scratch)
+        try:
+            yield
+        except BaseException:
+            self._given_up.set()  # a thread that still works in it would keep it busy
+            try:
+                await self._unmount()
+            except ZfsError as error:
+                structlog.get_logger().warning(
+                    "what was received stays mounted for now", dataset=self._target, reason=str(error)
+                )
+            raise
+        await self._unmount()
+
+    async def _unmount(self) -> None:
+        await asyncio.shield(asyncio.create_task(zfs("unmount", self._target)))
 
     async def _dress(self) -> None:
         """Give it the properties that it could not be made with, and its key."""
@@ -200,33 +219,31 @@ async def check_room(place: Place, seen: Picture, offer: Offer) -> None:
 async def prepare(place: Place, seen: Picture, offer: Offer, name: str, scratch: Path) -> Target:
     """Make what the stream is received into, as far as it can be. Raises ReceiveFailed."""
     options = {
-        **await place.suitable(seen),
-        "canmount": "noauto",
         "mountpoint": str(scratch),
         OF: place.names.live,
         **({FROM: offer.detail["peer"]} if "peer" in offer.detail else {}),
     }
     key_place = await keylocation(seen)
-    words = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
     if offer.detail.get("form") == "increment":
-        await _prepare_base(seen, name, words, offer.detail.get("base", ""))
+        base = _base(seen, offer.detail.get("base", ""))
+        await place.create_unmounted(name, options, seen, origin=base.name)
+        await zfs("promote", name)  # its newest snapshot is the base from now on
         return Target(name, scratch, key_place)
     # A stream can be received over neither an encrypted dataset nor, if it is a raw one, over any.
     over = not (offer.detail.get("raw") == "yes" or seen.parent.encrypted)
     check_encryption(seen, encrypted=not over)
     if over:
-        await zfs("create", *words, name)
+        await place.create_unmounted(name, options, seen)
     return Target(name, scratch, key_place, over)
 
 
-async def _prepare_base(seen: Picture, target: str, options: Sequence[str], guid: str) -> None:
-    """Make `target` a dataset whose newest snapshot is the one with this guid. Raises ReceiveFailed if it is gone."""
+def _base(seen: Picture, guid: str) -> Dataset:
+    """The snapshot with this guid, to build on. Raises ReceiveFailed if it is gone."""
     base = next((each for each in seen.bases() if each["guid"] == guid), None)
     if base is None:
         raise ReceiveFailed("the snapshot that the difference builds on is no longer here")
     check_encryption(seen, encrypted=seen.found[base.filesystem].encrypted)
-    await zfs("clone", *options, base.name, target)
-    await zfs("promote", target)
+    return base
 
 
 def check_encryption(seen: Picture, *, encrypted: bool) -> None:

@@ -55,6 +55,17 @@ async def read_token(token: str) -> Cut | None:
     return Cut(name[1], guids["toguid"], guids.get("fromguid"), "rawok = 1" in said)
 
 
+def asking(wanted: Mapping[str, str]) -> str:
+    """The id of the peer that asks; empty if it does not say, or something that is none."""
+    peer = wanted.get("peer", "")
+    return peer if re.fullmatch(r"[0-9A-Za-z.:]{1,100}", peer) else ""
+
+
+def resumable(wanted: Mapping[str, str]) -> bool:
+    """Whether the peer that asks can go on with a stream that is cut."""
+    return "resumable" in wanted and asking(wanted) != ""
+
+
 def base_for(wanted: Mapping[str, str], snapshots: Sequence[Dataset]) -> Dataset | None:
     """The newest of our own snapshots that the receiver has as well."""
     theirs = set(wanted.get("guids", "").split(","))
@@ -109,6 +120,7 @@ class Sending:
     def __init__(self, offer: Offer, fd: int, moving: Moving, timeout: float) -> None:
         self.offer = offer
         self.fd = fd
+        self.moved = 0
         self.complete = False
         self._moving = moving
         self._timeout = timeout
