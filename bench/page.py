@@ -22,8 +22,8 @@ _HEAD = """\
 
 Written by `make bench`, which measures all of it again (`make bench ONLY="outage cost"` some of it, `ROUNDS=n`); the
 single values are in [performance.json](performance.json). Every figure is a **median**, with the least and the greatest
-value in brackets; one without brackets was measured once. `make bench CHECK=1` writes nothing and says which medians lie
-outside the spread recorded here.
+value in brackets; one without brackets was measured once. `make bench CHECK=1` writes nothing and says which medians
+lie outside the spread recorded here.
 """
 
 

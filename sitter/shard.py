@@ -234,7 +234,7 @@ class Shard:
 
     @cached_property
     def unreached(self) -> bool:
-        """No peer has a replication connection with this primary, although the sync, by its own word, could take over."""
+        """No peer has a replication connection with this primary, although the sync, by its word, could take over."""
         return self.i_am_primary and not self.view.database.connected and self.takeover_obstacle is None
 
     @cached_property

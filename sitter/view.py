@@ -214,7 +214,7 @@ class View:
     returned_for: float = math.inf
     """How long ago we came back from that."""
     unreached_for: float = 0.0
-    """How long we have been `Shard.unreached`. Begins while our PostgreSQL takes writes, and goes on while it is down."""
+    """How long we have been `Shard.unreached`. Begins while our PostgreSQL takes writes, goes on while it is down."""
     limits: Limits = Limits()
     rejoin: Rejoin = Rejoin.SAFE
     death: Death | None = None

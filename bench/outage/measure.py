@@ -44,7 +44,8 @@ No write is acknowledged for this long: a client holds a connection to every ser
 through the one that takes writes, and asks all of them every 10 ms while none does.
 Everybody has the same ZooKeeper (the floor none), the same PostgreSQL and three servers on this one machine; commits \
 wait for one synchronous standby (Patroni: `synchronous_mode_strict`).
-Our sitters have the default settings but for the session timeout (10 s by default: the outage after a SIGSTOP is longer by the difference) and `postgres.rejoin = "rewind"`, as Patroni has `use_pg_rewind`.
+Our sitters have the default settings but for the session timeout (10 s by default: the outage after a SIGSTOP is \
+longer by the difference) and `postgres.rejoin = "rewind"`, as Patroni has `use_pg_rewind`.
 The floor is a chain of servers with the same configuration and a script that knows at once what has happened and does \
 at once what must be done; it proves nothing and writes nothing down.
 Patroni mostly waits, so its three clusters (one with the fastest settings, two with the defaults, which share the \

@@ -21,14 +21,11 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
-import structlog
-
 from manatee.config import Settings
 from manatee.storage import Dropped, Offer, Receiving, Sending, Snapshot, datadir, localserver, pipe, untar
 from manatee.storage.child import Account, Child, account, running
 from manatee.storage.datadir import Identity
 from manatee.storage.errors import NoDatabase, NoSpace, NotServing, ReceiveFailed, SendFailed, StorageError
-from manatee.storage.localserver import LocalServer
 
 _RESTORING = "data.restoring-"
 _DROPPING = "data.dropping-"
@@ -158,7 +155,7 @@ class BaseBackup:
         here = await self._check()
         async with AsyncExitStack() as stack:
             server = await stack.enter_async_context(localserver.connect(self._settings, "backup"))
-            await _keep_wal(server)
+            await server.keep_wal()
             segment = int((await server.row("SELECT setting FROM pg_settings WHERE name = 'wal_segment_size'"))[0])
             size = await asyncio.to_thread(_tar_size, self.data_dir) + segment
             offer = Offer(self.driver, f"{time.time_ns() // 1_000_000:013d}", here, size)
@@ -286,15 +283,6 @@ class _ReceivingTar:
         if self._open:
             self._open = False
             os.close(self.fd)
-
-
-async def _keep_wal(server: LocalServer) -> None:
-    """A slot of this connection holds the WAL that `-X fetch` will want. Without one `wal_keep_size` may do."""
-    name = f"manatee_backup_{uuid.uuid4().hex[:12]}"
-    try:
-        await server.row("SELECT pg_create_physical_replication_slot(%s, true, true)::text", name)
-    except NotServing as error:
-        structlog.get_logger().warning("no replication slot for the backup: wal_keep_size must do", error=str(error))
 
 
 def _tar_size(data_dir: Path) -> int:

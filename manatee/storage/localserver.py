@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, LiteralString
 
 import psycopg
+import structlog
 
 from manatee.config import Settings
 from manatee.lsn import Lsn
@@ -46,6 +48,17 @@ class LocalServer:
             raise NotServing("PostgreSQL here has not read any of its log yet")
         return Lsn.parse(position)
 
+    async def keep_wal(self) -> None:
+        """From now on, and as long as this connection lasts, it keeps what follows its latest checkpoint: a snapshot
+        taken meanwhile can be followed from there on. Where no slot is to be had `wal_keep_size` must do.
+        """
+        name = f"manatee_backup_{uuid.uuid4().hex[:12]}"
+        try:
+            await self.row("SELECT pg_create_physical_replication_slot(%s, true, true)::text", name)
+        except NotServing as error:
+            problem = "no replication slot for the backup: wal_keep_size must do"
+            structlog.get_logger().warning(problem, error=str(error))
+
 
 @asynccontextmanager
 async def connect(settings: Settings, purpose: str) -> AsyncIterator[LocalServer]:
@@ -67,6 +80,19 @@ async def connect(settings: Settings, purpose: str) -> AsyncIterator[LocalServer
         yield LocalServer(connection, timeout)
     finally:
         await connection.close()
+
+
+@asynccontextmanager
+async def wal_kept(settings: Settings) -> AsyncIterator[None]:
+    """`LocalServer.keep_wal` for the block, as far as the local server can be asked at all."""
+    async with AsyncExitStack() as stack:
+        try:
+            server = await stack.enter_async_context(connect(settings, "backup"))
+        except NotServing as error:
+            structlog.get_logger().warning("no WAL is kept for the backup", error=str(error))
+        else:
+            await server.keep_wal()
+        yield
 
 
 def _reason(error: BaseException) -> str:

@@ -10,11 +10,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import LiteralString
 
 import pytest
 
 from demo.postgresql import Installation
 from manatee.storage import open_storage
+from manatee.storage.localserver import wal_kept
 from sitter.bootstrap import RestoreFailed
 from tests.backup.attempt import Attempt
 from tests.backup.proxy import Fault, between
@@ -285,6 +287,16 @@ async def test_the_log_that_a_long_transfer_needs_is_kept_for_it(
         await running
     peer.follow(primary)
     until(lambda: peer.received(primary.flushed()))
+
+
+async def test_the_log_is_kept_for_a_snapshot_while_that_is_sent(
+    sandbox: Sandbox, any_postgresql: Installation
+) -> None:
+    kept: LiteralString = "SELECT count(*) FROM pg_replication_slots WHERE temporary AND restart_lsn IS NOT NULL"
+    primary = sandbox.peer(any_postgresql).initialize().serve()
+    async with wal_kept(primary.settings):
+        assert primary.sql(kept) == 1
+    until(lambda: primary.sql(kept) == 0)
 
 
 async def test_without_a_free_replication_slot_a_snapshot_is_sent_all_the_same(

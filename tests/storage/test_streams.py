@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import structlog
 
 from demo import zfs
 from manatee.storage import Offer, ReceiveFailed, StorageError, pipe
@@ -100,6 +101,14 @@ async def test_garbage_is_refused_and_the_next_is_asked_for_plainly(source: Peer
     assert "guids" not in await target.storage.wanted()
     assert (await restore(source, target))[0] == "full"
     assert "guids" in await target.storage.wanted()
+
+
+async def test_a_snapshot_is_sent_although_no_wal_can_be_kept_for_it(source: Peer) -> None:
+    """PostgreSQL is down here; else it keeps what follows, until the stream has ended (`LocalServer.keep_wal`)."""
+    with structlog.testing.capture_logs() as logs:
+        async with source.storage.send({}) as sending:
+            assert await pipe.read(sending.fd)
+    assert "no WAL is kept for the backup" in [line["event"] for line in logs]
 
 
 async def test_a_snapshot_is_held_while_it_is_sent_and_not_after(source: Peer) -> None:

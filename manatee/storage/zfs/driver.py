@@ -19,6 +19,7 @@ from manatee.storage import Receiving as ReceivingProtocol
 from manatee.storage.child import account
 from manatee.storage.datadir import Identity
 from manatee.storage.errors import NoDatabase, ReceiveFailed, StorageError, UnsupportedLayout
+from manatee.storage.localserver import wal_kept
 from manatee.storage.zfs import command, properties, receiving
 from manatee.storage.zfs.command import Dataset, zfs
 from manatee.storage.zfs.errors import Busy, HasClones, Missing, ZfsError
@@ -139,6 +140,11 @@ class Zfs:
 
     @asynccontextmanager
     async def _send(self, wanted: Mapping[str, str]) -> AsyncIterator[Sending]:
+        async with wal_kept(self._settings), self._sent(wanted) as stream:
+            yield stream
+
+    @asynccontextmanager
+    async def _sent(self, wanted: Mapping[str, str]) -> AsyncIterator[Sending]:
         if wanted.get("driver", self.driver) != self.driver:
             raise StorageError(f"this peer's storage is {self.driver}, the request is for {wanted['driver']}")
         interface = await self._ready()
