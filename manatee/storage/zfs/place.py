@@ -78,12 +78,20 @@ class Place:
     ) -> None:
         """A new dataset, or a clone of the snapshot `origin`: with these options, and as far as may be what suits it.
 
-        One property that is not permitted makes the whole command fail: only those that it cannot do without are in it.
+        One property that is not permitted makes the whole command fail: then it is made with those alone that it cannot
+        do without, and the others are set one by one.
         """
-        essential = {"canmount": "noauto", **options}
-        words = [word for name, value in essential.items() for word in ("-o", f"{name}={value}")]
-        await zfs(*(["create", *words] if origin is None else ["clone", *words, origin]), dataset)
-        await self.dress(dataset, await self.suitable(seen))
+        essential, suitable = {"canmount": "noauto", **options}, await self.suitable(seen)
+
+        async def make(properties: Mapping[str, str]) -> None:
+            words = [word for name, value in properties.items() for word in ("-o", f"{name}={value}")]
+            await zfs(*(["create", *words] if origin is None else ["clone", *words, origin]), dataset)
+
+        try:
+            await make({**suitable, **essential})
+        except Denied:
+            await make(essential)
+            await self.dress(dataset, suitable)
 
     async def suitable(self, seen: Picture) -> dict[str, str]:
         """The properties of a new dataset: those of the one that it follows, else what suits a database."""
@@ -270,9 +278,11 @@ class Place:
     # --- Properties ---------------------------------------------------------------------------------------------
 
     async def dress(self, dataset: str, properties: Mapping[str, str]) -> None:
-        """Set properties one by one; one that cannot be set here is no reason to fail."""
-        refused = {}
+        """Set properties one by one, where they are not set; one that cannot be set here is no reason to fail."""
+        there, refused = await command.local(dataset), dict[str, str]()
         for name, value in properties.items():
+            if there.get(name) == value:
+                continue
             try:
                 await zfs("set", f"{name}={value}", dataset)
             except ZfsError as error:
