@@ -657,7 +657,9 @@ def test_a_dead_postgresql_makes_way_only_if_a_takeover_is_possible(changes: Any
         ({"active": active(A, says(B, ready=False, serving=False), C, D)}, False),
         ({"active": active(A, says(B, ready=False))}, False),  # no new sync for the sync
         ({"state": state(freeze=True)}, False),
-        ({"returned_for": 299.0}, False),  # it came to nothing
+        ({"resigned_for": 4.9}, True),
+        ({"resigned_for": 5.0}, False),  # nobody took over: it comes back
+        ({"returned_for": 299.0}, False),  # and does not try that again at once
         ({"returned_for": 300.0}, True),
     ],
 )
