@@ -54,7 +54,7 @@ async def test_who_is_being_restored_has_a_slot_from_the_beginning() -> None:
     """What it is sent may take hours to arrive, and must be followed from then on."""
     overrides: dict[str, dict[str, object]] = {
         "postgres": {"max_slot_wal_keep_size": 1024},
-        "backup": {"bandwidth_limit": 4 << 20},
+        "backup": {"bandwidth_limit": 2 << 20},
     }
     async with shard_of(3, overrides=overrides) as shard:
         before = await complete(shard)
@@ -67,11 +67,12 @@ async def test_who_is_being_restored_has_a_slot_from_the_beginning() -> None:
         shutil.rmtree(away.settings.storage.data_dir)
         for peer in others:
             await _run(peer, "select pg_drop_replication_slot(slot_name) from pg_replication_slots where not active")
+        for peer in others:
+            await _until_kept(peer, away, kept=False)
         await shard.start_peer(away)
         for peer in others:
             await _until_kept(peer, away)
-        restore = (await ask(away, "/restore"))[1]["restore"]
-        assert restore is None or restore["state"] == "running"
+        assert (await ask(away, "/restore"))[1]["restore"]["state"] == "running"
         await complete(shard)
 
 
@@ -105,10 +106,10 @@ async def _until_said(peer: LocalPeer, words: str, *, timeout: float = 30) -> No
             await asyncio.sleep(0.1)
 
 
-async def _until_kept(peer: LocalPeer, other: LocalPeer, *, timeout: float = 60) -> None:
-    """Until `peer` keeps a slot for the other."""
+async def _until_kept(peer: LocalPeer, other: LocalPeer, *, kept: bool = True, timeout: float = 60) -> None:
+    """Until `peer` says that it keeps a slot for the other, or none."""
     async with asyncio.timeout(timeout):
-        while slots.name(other.id) not in (await ask(peer, "/state"))[1]["settings"]["slots"]:
+        while (slots.name(other.id) in (await ask(peer, "/state"))[1]["settings"]["slots"]) is not kept:
             await asyncio.sleep(0.1)
 
 
