@@ -79,11 +79,22 @@ def overrides(words: Iterable[str]) -> dict[str, dict[str, object]]:
     found: dict[str, dict[str, object]] = {}
     for word in words:
         try:
-            ((section, values),) = tomllib.loads(word).items()
+            ((section, values),) = _setting(word).items()
+            if not isinstance(values, dict):
+                raise ValueError(word)
             found.setdefault(section, {}).update(values)
         except (tomllib.TOMLDecodeError, ValueError, AttributeError, TypeError):
             raise click.UsageError(f"not SECTION.KEY=VALUE in TOML: {word}") from None
     return found
+
+
+def _setting(word: str) -> dict[str, Any]:
+    """A string may come without its quotes: on the way through make a shell has taken them."""
+    try:
+        return tomllib.loads(word)
+    except tomllib.TOMLDecodeError:
+        name, _, value = word.partition("=")
+        return tomllib.loads(f'{name} = "{value}"')
 
 
 def choose_faults(words: str) -> list[str]:

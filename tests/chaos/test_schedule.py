@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import click
+import pytest
+
+from tests.chaos.__main__ import overrides
 from tests.chaos.faults import FAULTS
 from tests.chaos.schedule import Kind, schedule
 
@@ -31,3 +35,12 @@ def test_strikes_are_what_their_kind_allows() -> None:
             kind: Kind = KINDS[strike.fault]
             assert strike.target in kind.targets
             assert kind.seconds[0] - 0.01 <= strike.seconds <= kind.seconds[1] + 0.01
+
+
+def test_a_setting_is_toml_and_a_string_may_have_lost_its_quotes() -> None:
+    words = ["postgres.rejoin='rewind'", "sitter.evict_dead=false"]
+    wanted = {"postgres": {"rejoin": "rewind"}, "sitter": {"evict_dead": False}}
+    assert overrides(words) == wanted
+    assert overrides([word.replace("'", "") for word in words]) == wanted
+    with pytest.raises(click.UsageError):
+        overrides(["rewind"])
