@@ -23,23 +23,18 @@ from sitter.postgres.configuration import ALONE, NOBODY, Replication, conninfo
 from sitter.postgres.errors import Hung, PostgresError, RestartNeeded, StopFailed
 from sitter.postgres.gate import caught_up
 from sitter.postgres.promote import promote
-from sitter.postgres.queries import Facts
 from sitter.postgres.release import release
 from sitter.postgres.seal import seal_primary, seal_standby
 from sitter.postgres.server import Server
 from sitter.postgres.watch import Watch
 from sitter.replacement import Replacement
+from sitter.tidying import tidy_up
+from sitter.upholding import Upholding
 from sitter.view import Initialize, Keep, Primary, Restore, Rewind, Standby, Stopped, Wanted
 
 RETRY_DELAY = 0.2
 RETRY_DELAY_MAX = 5.0
 """Seconds between two attempts at a transition that fails: the first, doubling up to the last."""
-
-REPAIR_DELAY_MAX = 30.0
-"""Seconds between two attempts, at most, at settings that something else keeps winning over."""
-
-TIDY_INTERVAL = 60.0
-"""Seconds between two attempts at destroying what restores have left."""
 
 TIDIED_WITHIN = 1.0
 """Seconds that an attempt which is given up has to end: PostgreSQL does not wait for a pool that hangs."""
@@ -74,12 +69,10 @@ class Transitions:
         self.doing: str | None = None
         """The step that is being done, for people."""
         self._begun: float | None = None
-        self._on_purpose: str | None = None
-        """Why PostgreSQL is being restarted that has not died."""
         self._cut_tail: Lsn | None = None
         """There is half a record to be taken away; up to where the log is surely whole."""
-        self.problem: str | None = None
-        """Why the last attempt at the present wish failed."""
+        self._problem: str | None = None
+        self._upholding: Upholding | None = None
         self.replacement = Replacement(settings, watch, log, on_change)
         self.ready = asyncio.Event()
         """The core has found this peer ready: the data here need none of what a restore has put aside."""
@@ -93,6 +86,11 @@ class Transitions:
     def restore(self) -> Progress | None:
         """The restore or rewind that runs, or the last."""
         return self.replacement.progress
+
+    @property
+    def problem(self) -> str | None:
+        """Why the last attempt at the present wish failed, or what it has come to does not last."""
+        return self._problem or (self._upholding.problem if self._upholding else None)
 
     @property
     def idle(self) -> bool:
@@ -126,7 +124,7 @@ class Transitions:
         if wanted == self._wanted:
             return
         self._wanted = wanted
-        self.problem = None
+        self._problem = None
         self.replacement.under_way = wanted if isinstance(wanted, Restore | Rewind) else None
         if not self._sealing:
             self._unseal()  # before anything is undone: nobody may declare on a position that no longer holds
@@ -148,7 +146,7 @@ class Transitions:
                 delay = min(2 * delay, RETRY_DELAY_MAX)
                 continue
             self._begin(None)
-            self.problem, delay = None, RETRY_DELAY
+            self._problem, delay = None, RETRY_DELAY
             self._on_change()
             if await self._unless_news(self._watch_over(wanted)):
                 await self._unless_news(asyncio.sleep(self.failures.pause))
@@ -172,11 +170,14 @@ class Transitions:
         """Returns when PostgreSQL has died, or hangs, although it should run; or when its settings were read again."""
         if not isinstance(wanted, Primary | Standby):
             await asyncio.Event().wait()
+        upholding = Upholding(self._settings, self._server, self._watch, self._log, follows=self._follows)
+        self._upholding = upholding
+        keep = self._settings.storage.keep_isolated
         died = asyncio.create_task(self._server.exited.wait())
         hung = asyncio.create_task(self._watch.hung.wait())
         stale = asyncio.create_task(self._server.stale.wait())
-        kept = asyncio.create_task(self._keep_right())
-        tidied = asyncio.create_task(self._tidy_up())
+        kept = asyncio.create_task(upholding.run())
+        tidied = asyncio.create_task(tidy_up(self.storage, self.ready, self._log, keep=keep))
         try:
             await asyncio.wait((died, hung, stale, kept), return_when=asyncio.FIRST_COMPLETED)
             if kept.done():
@@ -186,13 +187,15 @@ class Transitions:
                 each.cancel()
             await asyncio.gather(kept, return_exceptions=True)
             await asyncio.wait([tidied], timeout=TIDIED_WITHIN)
+            self._upholding = None
+            if upholding.restart:
+                self._cut_tail = upholding.restart.whole_up_to
         if not self._server.exited.is_set() and not self._watch.hung.is_set():
             await self._server.reread()
             return  # what is wanted is brought about again: by these settings, whom we follow may be written otherwise
         self.restarts += 1
-        if self._on_purpose:
-            self._log.warning("restarting PostgreSQL", reason=self._on_purpose)
-            self._on_purpose = None
+        if upholding.restart:
+            self._log.warning("restarting PostgreSQL", reason=upholding.restart.reason)
         elif not self._server.exited.is_set():
             said = self._watch.problem or "no answer"
             self.failures.failed(_cause(said), said)
@@ -211,73 +214,11 @@ class Transitions:
         self._void_seal()
         self._on_change()
 
-    async def _tidy_up(self) -> None:
-        """Destroy what restores have left, the data that they replaced included, once this peer is ready without.
-
-        Tried again until nothing is left. The storage says what stays, and why, when that is news.
-        """
-        problem = None
-        while True:
-            await self.ready.wait()
-            try:
-                left = await self.storage.clear_leftovers(resumable=True)
-                dropped = await self.storage.drop_isolated(self._settings.storage.keep_isolated)
-            except Exception as error:  # noqa: BLE001 - no leftover is worth a PostgreSQL that serves
-                reason = str(error) or repr(error)
-                if reason != problem:
-                    self._log.warning("what restores have left stays for now", reason=reason)
-                problem = reason
-            else:
-                problem = None
-                if dropped.count:
-                    self._log.info("destroyed data that restores had replaced", count=dropped.count)
-                if not (left or dropped.stay):
-                    return
-            await asyncio.sleep(TIDY_INTERVAL)
-
-    async def _keep_right(self) -> None:
-        """See to it that what PostgreSQL was told stays in force, and that no standby lags for want of a restart."""
-        shortest = delay = self._settings.postgres.health_interval
-        while True:
-            await asyncio.sleep(delay)
-            facts = self._watch.facts
-            half = facts is not None and await self._holds_half_a_record(facts)
-            if facts is None or (self._server.obeys(facts) and not facts.replay_paused and not half):
-                self.problem, delay = None, shortest
-                continue
-            delay = min(2 * delay, REPAIR_DELAY_MAX)
-            try:
-                if not self._server.obeys(facts):
-                    await self._server.configure(self._server.replication)
-                if facts.replay_paused and (outgrown := await self._server.outgrown()):
-                    self._on_purpose = f"its replay is paused: {outgrown}"
-                    await self._server.stop("immediate")
-                elif half:
-                    self._cut_tail = facts.replay
-                    self._on_purpose = "it holds the beginning of a record that its upstream will never complete"
-                    await self._server.stop("immediate")
-            except (PostgresError, OSError) as error:
-                if str(error) != self.problem:
-                    self._log.error("PostgreSQL is not as it was told to be", error=str(error))
-                self.problem = str(error)
-
-    async def _holds_half_a_record(self, facts: Facts) -> bool:
-        """A standby that is not fed, since it asks for more than its upstream has (`tail`)."""
-        if self._sealing:
-            return False  # what is in its way does not matter any more, and it may be about to take over
-        if facts.replay is None or self.upstream is None or not self._server.said(*tail.SIGNS, since=tail.FED):
-            return False
-        try:
-            return await tail.cut(self._settings, replayed=facts.replay, only_look=True) and not self._sealing
-        except (PostgresError, OSError) as error:
-            self._log.debug("the end of the log was not looked at", error=str(error))
-            return False
-
     def _failed(self, wanted: Wanted, error: Exception) -> None:
         problem = str(error)
-        if problem != self.problem:
+        if problem != self._problem:
             self._log.error("transition failed", wanted=type(wanted).__name__, doing=self.doing, error=problem)
-        self.problem = problem
+        self._problem = problem
         if isinstance(wanted, Primary | Standby) and (not self._server.running or isinstance(error, StopFailed)):
             hung = isinstance(error, Hung | StopFailed)
             self.failures.failed(_cause(problem) if hung else causes.cause_of(problem), problem)
@@ -437,6 +378,10 @@ class Transitions:
         self.failures.came_up()
         self.replacement.settled()
         self._on_change()
+
+    def _follows(self) -> bool:
+        """PostgreSQL is to stream from its upstream."""
+        return self.upstream is not None and not self._sealing
 
     # --- Seals --------------------------------------------------------------------------------------------------
 

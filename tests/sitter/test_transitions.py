@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 import structlog
-from structlog.testing import capture_logs
 
 from manatee.lsn import Lsn
-from manatee.storage import Dropped
-from sitter.postgres import tail
 from sitter.postgres.errors import Hung, PostgresError
 from sitter.transitions import Transitions
 from sitter.view import Keep, Primary, Restore, Standby, Stopped, Wanted
@@ -85,31 +81,16 @@ async def test_stopping_what_is_dead_does_not_make_it_well() -> None:
     assert transitions.failures.since == since
 
 
-class Unfed(Idle):
-    """A standby that asked for more than its upstream had: its log says so for long after."""
-
-    running = standby = True
-
-    def said(self, *words: str, since: tuple[str, ...]) -> bool:
-        return True
-
-
-@pytest.mark.parametrize("wanted", [Standby(A), Standby(A, sealed=True)])
-async def test_half_a_record_is_no_reason_to_end_a_sealed_standby(
-    monkeypatch: pytest.MonkeyPatch, wanted: Standby
-) -> None:
-    """It is about to take over."""
-
-    async def cut(*_: object, **__: object) -> bool:
-        return True
-
-    monkeypatch.setattr(tail, "cut", cut)
+def test_a_sealed_standby_is_not_to_be_fed() -> None:
+    """It is about to take over: what is in the way of its stream does not matter any more."""
     unused = cast(Any, None)
-    transitions = Transitions(cast(Any, Settings()), cast(Any, Unfed()), unused, structlog.get_logger(), lambda: None)
+    transitions = Transitions(cast(Any, Settings()), unused, unused, structlog.get_logger(), lambda: None)
+    assert not transitions._follows()
     transitions.upstream = A
-    transitions.want(wanted)
-    facts = cast(Any, SimpleNamespace(receiver=None, in_recovery=True, replay=Lsn(100)))
-    assert await transitions._holds_half_a_record(facts) is not wanted.sealed
+    transitions.want(Standby(A))
+    assert transitions._follows()
+    transitions.want(Standby(A, sealed=True))
+    assert not transitions._follows()
 
 
 async def test_other_data_have_another_end(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,8 +107,13 @@ async def test_other_data_have_another_end(monkeypatch: pytest.MonkeyPatch) -> N
     assert transitions._cut_tail is None
 
 
-class Running(Unfed):
+class Running(Idle):
     """A standby that runs."""
+
+    running = standby = True
+
+    def said(self, *words: str, since: tuple[str, ...]) -> bool:
+        return True
 
     def __init__(self) -> None:
         self.exited, self.stale = asyncio.Event(), asyncio.Event()
@@ -140,67 +126,12 @@ async def test_an_error_that_nobody_expected_is_not_lost() -> None:
     """Otherwise nobody would keep PostgreSQL as it was told to be, and nobody would know."""
     facts = SimpleNamespace(receiver=SimpleNamespace(status="streaming"), replay=Lsn(100))
     watch = cast(Any, SimpleNamespace(hung=asyncio.Event(), facts=facts))
-    settings = cast(Any, SimpleNamespace(postgres=SimpleNamespace(health_interval=0.0)))
+    sections = {"postgres": SimpleNamespace(health_interval=0.0), "storage": SimpleNamespace(keep_isolated=0)}
+    settings = cast(Any, SimpleNamespace(**sections))
     transitions = Transitions(settings, cast(Any, Running()), watch, structlog.get_logger(), lambda: None)
+    transitions.replacement.__dict__["storage"] = None
     with pytest.raises(ValueError, match="unheard of"):
         await asyncio.wait_for(transitions._watch_over(Standby(A)), 30)
-
-
-async def test_leftovers_end_no_postgresql(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever is wrong with them: they are tried again."""
-    tried: list[bool] = []
-
-    class Leftovers:
-        async def clear_leftovers(self, **_: object) -> None:
-            tried.append(True)
-            if len(tried) == 1:
-                raise ValueError("unheard of")
-
-        async def drop_isolated(self, keep: int) -> Dropped:
-            return Dropped()
-
-    await asyncio.wait_for(tidying(Leftovers(), monkeypatch), 30)
-    assert len(tried) == 2
-
-
-async def test_what_cannot_be_destroyed_yet_is_tried_again_and_complained_of_once(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Somebody's clone may be gone the next minute, and what depends on it may be as large as all of the data."""
-    stays, failed = Dropped(0, {"tank/a": "held"}), OSError("busy")
-    rounds: list[tuple[int, Dropped | OSError]] = [
-        (0, failed),
-        (0, failed),
-        (1, Dropped()),
-        (0, stays),
-        (0, Dropped(1)),
-    ]
-
-    class Leftovers:
-        async def clear_leftovers(self, **_: object) -> int:
-            return rounds[0][0]
-
-        async def drop_isolated(self, keep: int) -> Dropped:
-            done = rounds.pop(0)[1]
-            if isinstance(done, OSError):
-                raise done
-            return done
-
-    with capture_logs() as logs:
-        await asyncio.wait_for(tidying(Leftovers(), monkeypatch), 30)
-    assert [log["log_level"] for log in logs] == ["warning", "info"]
-    assert rounds == []
-
-
-def tidying(storage: object, monkeypatch: pytest.MonkeyPatch) -> Coroutine[Any, Any, None]:
-    """The ready peer's tidying up, without pauses."""
-    settings = cast(Any, SimpleNamespace(storage=SimpleNamespace(keep_isolated=1)))
-    unused = cast(Any, None)
-    transitions = Transitions(settings, unused, unused, structlog.get_logger(), lambda: None)
-    transitions.replacement.__dict__["storage"] = storage
-    monkeypatch.setattr("sitter.transitions.TIDY_INTERVAL", 0.0)
-    transitions.ready.set()
-    return transitions._tidy_up()
 
 
 class Hanging(Running):
